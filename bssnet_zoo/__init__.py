@@ -1,0 +1,18 @@
+"""BSSNet as a timm-style model zoo: real-time semantic segmentation of road scenes."""
+from .layers import LUAFM, PAPPM, UMF
+from .models import BSSNet, BSSNetOutput, convert_checkpoint, create_model, list_models, load_checkpoint
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "LUAFM",
+    "PAPPM",
+    "UMF",
+    "BSSNet",
+    "BSSNetOutput",
+    "__version__",
+    "convert_checkpoint",
+    "create_model",
+    "list_models",
+    "load_checkpoint",
+]

@@ -1,0 +1,315 @@
+"""Checkpoints of others: read the file, recognise its naming, rename to ours, and load all of it or nothing.
+
+Recognised by their names: our own files; a published BSSNet (MMSegmentation: ``backbone.*``, ``decode_head.*``,
+``auxiliary_head.*``); the trunk of a PIDNet, in MMSegmentation's naming or that of the original release.
+"""
+import logging
+import os
+import pickle
+import re
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import nn
+
+from ..files import atomic_path
+
+__all__ = ["checkpoint_filter_fn", "convert_checkpoint", "load_checkpoint", "read_checkpoint"]
+
+_logger = logging.getLogger(__name__)
+
+StateDict = dict[str, torch.Tensor]
+
+EMA_COPIES = ("state_dict_ema", "model_ema", "ema_state_dict")
+PLAIN_COPIES = ("state_dict", "model")
+WRAPPER_PREFIXES = ("_orig_mod.", "module.")
+BOOKKEEPING = re.compile(r"(steps|n_averaged|data_preprocessor\..*)$")
+TRAINING_HEADS = ("border_head.", "spatial_head.", "fcn_heads.")
+TRUNK = ("stem.", "stages.")
+
+TRUNK_NAMES = [
+    (r"^backbone\.(?=stem|i_branch)", ""),
+    (r"^stem\.2\.", "stages.0."),
+    (r"^stem\.4\.", "stages.1."),
+    (r"^i_branch_layers\.0\.", "stages.2."),
+    (r"^i_branch_layers\.1\.", "stages.3."),
+    (r"^i_branch_layers\.2\.", "stages.4."),
+]
+BSSNET_NAMES = TRUNK_NAMES + [
+    (r"\._conv\.", ".conv."),
+    (r"\._batch_norm\.", ".bn."),
+    (r"\.conv_xy_atten\.", ".attention."),
+    (r"^backbone\.(?=[bd]_branch|compression|uafm|spp|fuse_bdi|upconv)", "decoder."),
+    (r"^decoder\.b_branch_layers\.0\.", "decoder.border.conv1."),
+    (r"^decoder\.b_branch_layers\.1\.", "decoder.border.conv2."),
+    (r"^decoder\.d_branch_layers\.0\.", "decoder.spatial.conv1."),
+    (r"^decoder\.d_branch_layers\.1\.", "decoder.spatial.conv2."),
+    (r"^decoder\.compression_b\.", "decoder.border.compress."),
+    (r"^decoder\.compression_d\.", "decoder.spatial.compress."),
+    (r"^decoder\.uafm_ib\.", "decoder.border.fuse."),
+    (r"^decoder\.uafm_id\.", "decoder.spatial.fuse."),
+    (r"^decoder\.uafm4\.", "decoder.semantic.fuse4."),
+    (r"^decoder\.uafm3\.", "decoder.semantic.fuse3."),
+    (r"^decoder\.spp\.scales\.0\.", "decoder.semantic.pappm.scale0."),
+    (r"^decoder\.spp\.scales\.1\.", "decoder.semantic.pappm.scales.0."),
+    (r"^decoder\.spp\.scales\.2\.", "decoder.semantic.pappm.scales.1."),
+    (r"^decoder\.spp\.scales\.3\.", "decoder.semantic.pappm.scales.2."),
+    (r"^decoder\.spp\.scales\.4\.", "decoder.semantic.pappm.scales.3."),
+    (r"^decoder\.spp\.processes\.", "decoder.semantic.pappm.process."),
+    (r"^decoder\.spp\.", "decoder.semantic.pappm."),
+    (r"^decoder\.fuse_bdi\.conv_y\.", "decoder.fuse.convs.1."),
+    (r"^decoder\.fuse_bdi\.", "decoder.fuse."),
+    (r"^decoder\.upconv\.", "decoder.refine.0."),
+    (r"^decode_head\.conv_seg\.", "head.classifier."),
+    (r"^decode_head\.fuse_b_d_head\.", "head."),
+    (r"^decode_head\.b_cls_seg\.", "border_head.classifier."),
+    (r"^decode_head\.b_head\.", "border_head."),
+    (r"^decode_head\.d_cls_seg\.", "spatial_head.classifier."),
+    (r"^decode_head\.d_head\.", "spatial_head."),
+    (r"^auxiliary_head\.(\d)\.conv_seg\.", r"fcn_heads.\1.classifier."),
+    (r"^auxiliary_head\.(\d)\.convs\.0\.", r"fcn_heads.\1.conv."),
+]
+PIDNET_NAMES = [
+    (r"^conv1\.0\.", "stem.0.conv."),
+    (r"^conv1\.1\.", "stem.0.bn."),
+    (r"^conv1\.3\.", "stem.1.conv."),
+    (r"^conv1\.4\.", "stem.1.bn."),
+    (r"^layer([1-5])\.", lambda match: f"stages.{int(match[1]) - 1}."),
+    (r"\.conv([123])\.", r".conv\1.conv."),
+    (r"\.bn([123])\.", r".conv\1.bn."),
+    (r"\.downsample\.0\.", ".downsample.conv."),
+    (r"\.downsample\.1\.", ".downsample.bn."),
+]
+
+
+def _rename(state_dict: StateDict, names: list) -> StateDict:
+    renamed = {}
+    for name, tensor in state_dict.items():
+        for pattern, replacement in names:
+            name = re.sub(pattern, replacement, name)
+        renamed[name] = tensor
+    return renamed
+
+
+def _few(names) -> str:
+    names = sorted(names)
+    return ", ".join(names[:4]) + (f" and {len(names) - 4} more" if len(names) > 4 else "")
+
+
+def _refuse_pickle(path: Path, error: Exception) -> ValueError:
+    try:
+        needs = ", ".join(torch.serialization.get_unsafe_globals_in_checkpoint(str(path)))
+    except Exception:  # an old-format or damaged file: torch's own words have to do
+        needs = str(error).splitlines()[0]
+    return ValueError(
+        f"{path} is refused: to unpickle it takes more than tensors and plain containers ({needs}), which can run code. "
+        "Save its state_dict alone where you trust it (mmengine's and mmcv's files: "
+        "torch.save(torch.load(f, weights_only=False)['state_dict'], g))")
+
+
+def _read_file(path: Path) -> Any:
+    if not path.is_file():
+        raise FileNotFoundError(f"checkpoint not found: {path}")
+    try:
+        if path.suffix == ".safetensors":
+            return load_file(path)
+        return torch.load(path, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError as error:
+        if "weights_only" not in str(error).lower():
+            raise ValueError(f"{path} is not a checkpoint, or damaged: {str(error).splitlines()[0]}") from error
+        raise _refuse_pickle(path, error) from None
+    except (SafetensorError, RuntimeError, EOFError, OSError, ValueError, KeyError) as error:
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise ValueError(f"{path} is truncated or not a checkpoint: {reason}") from error
+
+
+def _unwrap(checkpoint: Any, source: object) -> StateDict:
+    if not isinstance(checkpoint, dict):
+        raise ValueError(f"{source} holds {type(checkpoint).__name__}, expected a dict of tensors")
+    copies = [key for key in EMA_COPIES + PLAIN_COPIES if isinstance(checkpoint.get(key), dict)]
+    if copies:
+        if copies[0] in EMA_COPIES:
+            _logger.info("%s: taking the EMA weights, '%s'", source, copies[0])
+        return _unwrap(checkpoint[copies[0]], source)
+    state_dict = {}
+    for name, tensor in checkpoint.items():
+        if not isinstance(tensor, torch.Tensor):
+            continue
+        while name.startswith(WRAPPER_PREFIXES):
+            name = name.split(".", 1)[1]
+        if not BOOKKEEPING.match(name):
+            state_dict[name] = tensor
+    return state_dict
+
+
+def _subtract_stem_biases(state_dict: StateDict) -> StateDict:
+    """PIDNet's stem convolutions have a bias and ours none: BatchNorm of x + b with mean m is that of x with m - b."""
+    state_dict = dict(state_dict)
+    for i in (0, 1):
+        bias = state_dict.pop(f"stem.{i}.conv.bias", None)
+        if bias is not None:
+            name = f"stem.{i}.bn.running_mean"
+            state_dict[name] = state_dict[name] - bias
+    return state_dict
+
+
+def convert_names(state_dict: StateDict) -> StateDict:
+    """Renames a checkpoint, whichever naming it has, to ours.
+
+    Raises:
+        ValueError: No naming that we know.
+    """
+    names = set(state_dict)
+    if any(name.startswith("model.") for name in names):  # the original PIDNet saves a wrapper around its network
+        state_dict = {name.removeprefix("model."): tensor for name, tensor in state_dict.items()}
+        names = set(state_dict)
+    if any(name.startswith("stages.") for name in names):
+        return state_dict
+    if any(name.startswith("backbone.fuse_bdi.") for name in names):
+        return _rename(state_dict, BSSNET_NAMES)
+    if any("i_branch_layers." in name for name in names):
+        renamed = _rename(state_dict, TRUNK_NAMES)
+    elif {"conv1.0.weight", "layer1.0.conv1.weight"} <= names:
+        renamed = _subtract_stem_biases(_rename(state_dict, PIDNET_NAMES))
+    else:
+        raise ValueError(
+            f"no names of a BSSNet or PIDNet in this checkpoint: it has {_few(names) or 'no tensors'}. Known are our own "
+            "files, published BSSNet checkpoints (backbone.*, decode_head.*) and PIDNet trunks")
+    return {name: tensor for name, tensor in renamed.items() if name.startswith(TRUNK)}
+
+
+def read_checkpoint(path: str | os.PathLike) -> StateDict:
+    """Reads a ``.safetensors`` or ``.pth`` checkpoint and gives its tensors our names.
+
+    Of several copies in a file the EMA weights are taken, and the log says so. Pickles load with ``weights_only=True``.
+
+    Raises:
+        FileNotFoundError: No such file.
+        ValueError: A truncated file, a pickle that needs more than tensors and plain containers, unknown names.
+    """
+    path = Path(path)
+    try:
+        return convert_names(_unwrap(_read_file(path), path))
+    except ValueError as error:
+        if str(path) in str(error):
+            raise
+        raise ValueError(f"{path}: {error}") from None
+
+
+def checkpoint_num_classes(state_dict: StateDict) -> int | None:
+    """Class count of a checkpoint in our names; None for a trunk."""
+    classifier = state_dict.get("head.classifier.weight")
+    return None if classifier is None else classifier.shape[0]
+
+
+def _fit(state_dict: StateDict, model: nn.Module, adaptable: set[str]) -> StateDict:
+    """The state dict of ``model`` with the checkpoint's values; names in ``adaptable`` may differ in shape."""
+    target = model.state_dict()
+    is_trunk = all(name.startswith(TRUNK) for name in state_dict)
+    state_dict = {name: tensor for name, tensor in state_dict.items()
+                  if name in target or not name.startswith(TRAINING_HEADS)}
+
+    unknown = [name for name in state_dict if name not in target]
+    if any(name.startswith(TRUNK) for name in unknown):
+        raise ValueError(f"the checkpoint's trunk has layers that this model lacks ({_few(unknown)}): of PIDNet, S fits "
+                         "bssnet_t, M fits bssnet_b and L neither")
+    wrong = [name for name in state_dict if name in target and name not in adaptable
+             and state_dict[name].shape != target[name].shape]
+    if wrong:
+        name = wrong[0]
+        fits = {32: ", it fits bssnet_t", 64: ", it fits bssnet_b"}.get(len(state_dict.get("stem.1.bn.weight", ())), "")
+        raise ValueError(
+            f"the checkpoint is of another model{fits}: {name} has shape {tuple(state_dict[name].shape)}, here "
+            f"{tuple(target[name].shape)}; {len(wrong)} tensors differ ({_few(wrong)})")
+    if unknown:
+        raise ValueError(f"the checkpoint has {len(unknown)} tensors that this model lacks: {_few(unknown)}")
+
+    missing = [name for name in target if name not in state_dict]
+    required = [name for name in missing if not name.endswith("num_batches_tracked")
+                and not name.startswith(TRAINING_HEADS) and (name.startswith(TRUNK) or not is_trunk)]
+    if required:
+        raise ValueError(f"the checkpoint leaves {len(required)} tensors of the model unset: {_few(required)}")
+    for name in set(state_dict) & adaptable:
+        if state_dict[name].shape != target[name].shape and name.startswith("spatial_head."):
+            missing.append(name)
+    initialised = sorted({name.rsplit(".", 1)[0] for name in missing if not name.endswith("num_batches_tracked")})
+    if initialised:
+        _logger.info("Not in the checkpoint, left as initialised: %s", ", ".join(initialised))
+    return {**state_dict, **{name: target[name] for name in missing}}
+
+
+def _check_num_classes(state_dict: StateDict, allowed: tuple[int, ...]) -> None:
+    num_classes = checkpoint_num_classes(state_dict)
+    if num_classes is not None and num_classes not in allowed:
+        raise ValueError(f"the checkpoint has {num_classes} classes, the model {allowed[0]}: "
+                         f"create the model with num_classes={num_classes}")
+
+
+def checkpoint_filter_fn(state_dict: StateDict, model: nn.Module) -> StateDict:
+    """timm's hook between file and model: makes a checkpoint exactly the state dict of ``model``, or says why it can't.
+
+    Names are converted. Training heads are dropped if the model has none. What may stay as the model initialised it
+    is taken from the model and logged: everything but the trunk for a PIDNet checkpoint; training heads that the
+    checkpoint lacks; the classifier of the spatial head for another ``in_chans``. timm then adapts the first
+    convolution, and drops the classifiers if the caller asked for another ``num_classes`` than the config's.
+
+    Args:
+        state_dict: Tensors of a checkpoint, under any of the known names.
+        model: A BSSNet.
+
+    Raises:
+        ValueError: Unknown or missing names, shapes of another variant, a class count that is neither the model's nor
+            the pretrained config's.
+    """
+    state_dict = convert_names(_unwrap(state_dict, "checkpoint"))
+    cfg = model.pretrained_cfg
+    _check_num_classes(state_dict, (model.num_classes, cfg.get("num_classes", model.num_classes)))
+    adaptable = {"stem.0.conv.weight", "spatial_head.classifier.weight", "spatial_head.classifier.bias"}
+    if model.num_classes != cfg.get("num_classes"):
+        adaptable.update(f"{name}.{kind}" for name in cfg["classifier"] for kind in ("weight", "bias"))
+    if model.num_classes == 0:
+        state_dict = {name: tensor for name, tensor in state_dict.items() if name not in adaptable or "stem." in name}
+    return _fit(state_dict, model, adaptable)
+
+
+def load_checkpoint(model: nn.Module, path: str | os.PathLike) -> None:
+    """Loads a checkpoint file of any known naming into ``model``: all of it, or a PIDNet trunk alone.
+
+    Raises:
+        FileNotFoundError: No such file.
+        ValueError: What `read_checkpoint` and `checkpoint_filter_fn` refuse; another class count than the model's.
+    """
+    state_dict = read_checkpoint(path)
+    try:
+        _check_num_classes(state_dict, (model.num_classes,))
+        state_dict = _fit(state_dict, model, adaptable=set())
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from None
+    model.load_state_dict(state_dict)
+
+
+def convert_checkpoint(
+        source: str | os.PathLike,
+        target: str | os.PathLike,
+        dtype: torch.dtype | None = torch.float16,
+) -> None:
+    """Writes a checkpoint of any known naming as a ``.safetensors`` file in our names.
+
+    Args:
+        source: What `read_checkpoint` reads.
+        target: The file to write, whole or not at all.
+        dtype: Type of the floating point tensors in the file; None keeps theirs.
+
+    Raises:
+        ValueError: ``target`` does not end in ``.safetensors``; what `read_checkpoint` refuses.
+    """
+    if Path(target).suffix != ".safetensors":
+        raise ValueError(f"the file to write must end in .safetensors, got {target}")
+    state_dict = {
+        name: tensor.to(dtype if dtype and tensor.is_floating_point() else tensor.dtype).contiguous()
+        for name, tensor in read_checkpoint(source).items()}
+    with atomic_path(target) as temporary:
+        save_file(state_dict, temporary, metadata={"format": "pt"})

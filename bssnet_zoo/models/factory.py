@@ -1,0 +1,66 @@
+"""`create_model` and `list_models`: timm's, with errors that say what to do and checkpoints of any naming."""
+import os
+from difflib import get_close_matches
+from typing import Any
+
+import timm
+from timm.models import get_arch_pretrained_cfgs, parse_model_name, split_model_name_tag
+from torch import nn
+
+from .checkpoints import load_checkpoint
+
+__all__ = ["create_model", "list_models"]
+
+
+def list_models(pretrained: bool = False) -> list[str]:
+    """Names of the models of this package; with ``pretrained``, one ``model.tag`` for each set of weights."""
+    names = timm.list_models(module="bssnet")
+    if not pretrained:
+        return names
+    return [name for model in names for name in get_arch_pretrained_cfgs(model)]
+
+
+def check_model_name(model_name: str, pretrained_cfg: Any = None) -> None:
+    """Raises ValueError for a model or tag that does not exist, with the close names or the tags there are."""
+    source, name = parse_model_name(model_name)
+    if source:
+        return
+    name, tag = split_model_name_tag(name)
+    if name not in list_models():
+        close = get_close_matches(name, list_models(), n=3, cutoff=0.5) or list_models()
+        raise ValueError(f"unknown model '{name}'. Did you mean {' or '.join(close)}? "
+                         "bssnet_zoo.list_models() has them all; other models are at timm.create_model")
+    tag = pretrained_cfg if isinstance(pretrained_cfg, str) else tag
+    tags = [split_model_name_tag(full)[1] for full in get_arch_pretrained_cfgs(name)]
+    if tag and tag not in tags:
+        raise ValueError(f"unknown tag '{tag}' of {name}: its weights are {', '.join(tags)}")
+
+
+def create_model(
+        model_name: str,
+        pretrained: bool = False,
+        pretrained_cfg: Any = None,
+        checkpoint_path: str | os.PathLike | None = None,
+        **kwargs: Any,
+) -> nn.Module:
+    """Creates a model: what ``timm.create_model`` gives, with clearer errors and more checkpoints.
+
+    Args:
+        model_name: ``bssnet_t`` or ``bssnet_b``, with a tag (``bssnet_t.camvid``) or without, ``hf-hub:org/name`` or
+            ``local-dir:path``.
+        pretrained: Load the weights of the tag (default ``camvid``, which is bundled).
+        pretrained_cfg: A tag or a whole pretrained config, as in timm.
+        checkpoint_path: A checkpoint to load instead: ours, a published BSSNet, or a PIDNet trunk.
+        **kwargs: As in timm: ``num_classes``, ``in_chans``, ``features_only``, ``out_indices``, ``drop_rate``,
+            ``pretrained_cfg_overlay``, ``cache_dir``, ``device``, ``dtype``; and ``aux_heads``.
+
+    Raises:
+        ValueError: Unknown model or tag, a checkpoint that does not fit, a wrong argument of the model.
+        FileNotFoundError: No such checkpoint.
+        RuntimeError: Weights whose sha256 is not the published one.
+    """
+    check_model_name(model_name, pretrained_cfg)
+    model = timm.create_model(model_name, pretrained=pretrained, pretrained_cfg=pretrained_cfg, **kwargs)
+    if checkpoint_path is not None:
+        load_checkpoint(model, checkpoint_path)
+    return model
