@@ -20,7 +20,7 @@ class ClassInfo:
     @property
     def hex_palette(self) -> tuple[str, ...]:
         """The colours as "#rrggbb"."""
-        return tuple("#%02x%02x%02x" % colour for colour in self.palette)
+        return tuple("#{:02x}{:02x}{:02x}".format(*colour) for colour in self.palette)
 
 
 def default_palette(num_classes: int) -> tuple[RGB, ...]:

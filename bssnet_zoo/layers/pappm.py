@@ -13,8 +13,8 @@ __all__ = ["PAPPM"]
 def check_pappm_batch(x: torch.Tensor) -> None:
     if x.shape[0] == 1:
         raise ValueError(
-            "PAPPM can't train on a batch of 1: its globally pooled map is a single pixel, of which BatchNorm can't take "
-            "a variance. Use a batch of 2 or more, or put PAPPM's BatchNorm layers in eval mode (frozen statistics)")
+            "PAPPM can't train on a batch of 1: its globally pooled map is one pixel, of which BatchNorm can't take a "
+            "variance. Use a batch of 2 or more, or put PAPPM's BatchNorm layers in eval mode (frozen statistics)")
 
 
 class PAPPM(nn.Module):

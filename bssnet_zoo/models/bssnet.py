@@ -4,7 +4,6 @@ Paper: `BSSNet: A Real-Time Semantic Segmentation Network for Road Scenes Inspir
 TCSVT 34(5), 2024), https://doi.org/10.1109/TCSVT.2023.3325360. The trunk and PAPPM come from PIDNet (Xu et al., CVPR
 2023).
 """
-from collections.abc import Callable
 from contextlib import contextmanager, nullcontext
 from typing import Any, Final, NamedTuple
 
@@ -103,7 +102,7 @@ class Decoder(nn.Module):
 
 
 class SegHead(nn.Module):
-    """BatchNorm, ReLU, 3x3 conv, BatchNorm, ReLU, channel dropout, 1x1 conv. The border and spatial heads have it too."""
+    """BatchNorm, ReLU, 3x3 conv, BatchNorm, ReLU, channel dropout, 1x1 conv: segmentation, border and spatial head."""
 
     def __init__(
             self,
@@ -411,7 +410,7 @@ class BSSNet(nn.Module):
         return self._forward_decoder(features)[0]
 
     def forward_head(self, x: torch.Tensor, pre_logits: bool = False) -> torch.Tensor:
-        """Raw logits of a fused map at its own stride; with ``pre_logits`` the 128-channel map before the classifier."""
+        """Raw logits of a fused map at its own stride; with ``pre_logits`` the 128-channel map before them."""
         if self.decoder is None:
             return x
         return self.head(x, pre_logits)

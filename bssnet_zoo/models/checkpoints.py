@@ -105,8 +105,8 @@ def _refuse_pickle(path: Path, error: Exception) -> ValueError:
     except Exception:  # an old-format or damaged file: torch's own words have to do
         needs = str(error).splitlines()[0]
     return ValueError(
-        f"{path} is refused: to unpickle it takes more than tensors and plain containers ({needs}), which can run code. "
-        "Save its state_dict alone where you trust it (mmengine's and mmcv's files: "
+        f"{path} is refused: to unpickle it takes more than tensors and plain containers ({needs}), which can run "
+        "code. Save its state_dict alone where you trust it (mmengine's and mmcv's files: "
         "torch.save(torch.load(f, weights_only=False)['state_dict'], g))")
 
 
@@ -176,8 +176,8 @@ def convert_names(state_dict: StateDict) -> StateDict:
         renamed = _subtract_stem_biases(_rename(state_dict, PIDNET_NAMES))
     else:
         raise ValueError(
-            f"no names of a BSSNet or PIDNet in this checkpoint: it has {_few(names) or 'no tensors'}. Known are our own "
-            "files, published BSSNet checkpoints (backbone.*, decode_head.*) and PIDNet trunks")
+            f"no names of a BSSNet or PIDNet in this checkpoint: it has {_few(names) or 'no tensors'}. Known are our "
+            "own files, published BSSNet checkpoints (backbone.*, decode_head.*) and PIDNet trunks")
     return {name: tensor for name, tensor in renamed.items() if name.startswith(TRUNK)}
 
 
@@ -214,8 +214,8 @@ def _fit(state_dict: StateDict, model: nn.Module, adaptable: set[str]) -> StateD
 
     unknown = [name for name in state_dict if name not in target]
     if any(name.startswith(TRUNK) for name in unknown):
-        raise ValueError(f"the checkpoint's trunk has layers that this model lacks ({_few(unknown)}): of PIDNet, S fits "
-                         "bssnet_t, M fits bssnet_b and L neither")
+        raise ValueError(f"the checkpoint's trunk has layers that this model lacks ({_few(unknown)}): of PIDNet, S "
+                         "fits bssnet_t, M fits bssnet_b and L neither")
     wrong = [name for name in state_dict if name in target and name not in adaptable
              and state_dict[name].shape != target[name].shape]
     if wrong:

@@ -1,8 +1,8 @@
 """Where pretrained weights come from: the file bundled in the package, the Hugging Face Hub, or a URL; each is hashed.
 
-timm's `PretrainedCfg` has no field for a hash and timm reads files without looking at their bytes. So `resolve_pretrained`
-runs first: it finds the local file, checks it, reads it with the one reader for all naming schemes, and hands timm the
-tensors.
+timm's `PretrainedCfg` has no field for a hash and timm reads files without looking at their bytes. So
+`resolve_pretrained` runs first: it finds the local file, checks it, reads it with the one reader for every naming,
+and hands timm the tensors.
 """
 import logging
 import os
