@@ -1,4 +1,5 @@
 """BSSNet as a timm-style model zoo: real-time semantic segmentation of road scenes."""
+from .inference import Prediction, class_info, predict
 from .layers import LUAFM, PAPPM, UMF
 from .models import BSSNet, BSSNetOutput, convert_checkpoint, create_model, list_models, load_checkpoint
 
@@ -10,9 +11,12 @@ __all__ = [
     "UMF",
     "BSSNet",
     "BSSNetOutput",
+    "Prediction",
     "__version__",
+    "class_info",
     "convert_checkpoint",
     "create_model",
     "list_models",
     "load_checkpoint",
+    "predict",
 ]

@@ -1,0 +1,115 @@
+"""The command line: ``bssnet-zoo <verb>`` or ``python -m bssnet_zoo <verb>``. It parses and calls."""
+import argparse
+import logging
+import sys
+from collections.abc import Sequence
+
+import torch
+
+from . import __version__
+from .inference import predict_files
+from .models import convert_checkpoint, create_model
+from .models.summary import model_table
+
+__all__ = ["main"]
+
+PRECISIONS = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+
+
+def parse_device(name: str | None) -> torch.device:
+    """The device of that name, or the best there is; ValueError if it isn't there."""
+    if name is None:
+        name = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
+    try:
+        torch.empty(0, device=name)
+        return torch.device(name)
+    except (RuntimeError, AssertionError, NotImplementedError):
+        there = ["cpu"] + [d for d in ("cuda", "mps") if getattr(torch, d).is_available()]
+        raise ValueError(f"device '{name}' is unknown or not there; there is {', '.join(there)}") from None
+
+
+def run_predict(args: argparse.Namespace) -> int:
+    if args.num_classes is not None and args.checkpoint is None:
+        raise ValueError("--num-classes needs --checkpoint: the pretrained weights have the classes they have")
+    device = parse_device(args.device)
+    model = create_model(
+        args.model, pretrained=args.checkpoint is None, checkpoint_path=args.checkpoint, num_classes=args.num_classes)
+    model = model.eval().to(device, memory_format=torch.channels_last)
+    size = args.size[0] if args.size and len(args.size) == 1 else args.size
+    precision = PRECISIONS[args.precision]
+    with torch.autocast(device.type, precision, enabled=precision != torch.float32):
+        summary = predict_files(model, args.images, args.out, size)
+    print(summary)
+    return 1 if summary.failed else 0
+
+
+def run_list(args: argparse.Namespace) -> int:
+    print(model_table())
+    return 0
+
+
+def run_convert(args: argparse.Namespace) -> int:
+    convert_checkpoint(args.source, args.target, None if args.dtype == "keep" else PRECISIONS[args.dtype])
+    return 0
+
+
+def _predict_parser(verbs) -> None:
+    parser = verbs.add_parser(
+        "predict", help="segment images: label PNGs and overlays",
+        description="Segments image files and folders. Writes NAME_labels.png (a palette PNG, pixel values are class "
+                    "ids) and NAME_overlay.png (with a legend) for each. Exit status 1 if some file could not be read.")
+    parser.add_argument("images", nargs="+", metavar="IMAGE", help="image file or folder (searched to the bottom)")
+    parser.add_argument("--model", default="bssnet_t", metavar="NAME",
+                        help="model or model.tag, see 'bssnet-zoo list' (default: %(default)s)")
+    parser.add_argument("--out", default="predictions", metavar="DIR", help="folder to write to (default: %(default)s)")
+    parser.add_argument("--size", type=int, nargs="+", metavar="N",
+                        help="what the network sees: the shorter side, or height and width (default: the image's own "
+                             "size). The bundled weights were trained at 360x480: on larger images give 360")
+    parser.add_argument("--checkpoint", metavar="FILE", help=".safetensors or .pth instead of pretrained weights")
+    parser.add_argument("--num-classes", type=int, metavar="N", help="class count of the checkpoint, if not 11")
+    parser.add_argument("--device", help="cpu, cuda, cuda:1, mps ... (default: cuda or mps if there is one)")
+    parser.add_argument("--precision", choices=PRECISIONS, default="float32", help="default: %(default)s")
+    parser.set_defaults(run=run_predict)
+
+
+def _list_parser(verbs) -> None:
+    parser = verbs.add_parser(
+        "list", help="models, weights and their sizes",
+        description="Shows each model and set of weights: classes, parameters at inference, multiply-adds of the "
+                    "convolutions (counted now, not looked up), measured mIoU, size of the bundled file.")
+    parser.set_defaults(run=run_list)
+
+
+def _convert_parser(verbs) -> None:
+    parser = verbs.add_parser(
+        "convert", help="rename a published checkpoint to this package's names",
+        description="Reads a checkpoint (a published BSSNet of MMSegmentation, a PIDNet trunk, or one of ours) and "
+                    "writes it as .safetensors with this package's names.")
+    parser.add_argument("source", help="checkpoint to read: .pth or .safetensors")
+    parser.add_argument("target", help="file to write: .safetensors")
+    parser.add_argument("--dtype", choices=[*PRECISIONS, "keep"], default="float16",
+                        help="type of the floating point tensors in the file (default: %(default)s)")
+    parser.set_defaults(run=run_convert)
+
+
+def build_parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="bssnet-zoo", description="BSSNet: real-time semantic segmentation of road scenes.",
+        epilog="'bssnet-zoo VERB --help' tells more of each verb.")
+    parser.add_argument("--version", action="version", version=f"%(prog)s {__version__}")
+    parser.add_argument("-v", "--verbose", action="store_true", help="log what is loaded from where")
+    verbs = parser.add_subparsers(required=True, metavar="VERB", title="verbs")
+    for add in (_predict_parser, _list_parser, _convert_parser):
+        add(verbs)
+    return parser
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs the command line. Returns the exit status: 0, 1 if some input failed, 2 if nothing could be done."""
+    args = build_parser().parse_args(argv)
+    logging.basicConfig(level=logging.INFO if args.verbose else logging.WARNING, format="%(message)s")
+    try:
+        return args.run(args)
+    except (ValueError, RuntimeError, OSError) as error:
+        print(f"bssnet-zoo: error: {error}", file=sys.stderr)
+        return 2
