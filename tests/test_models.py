@@ -269,8 +269,8 @@ class TestCompilers:
         model = build(variant).eval()
         batch, height, width = (torch.export.Dim(name, min=low, max=high) for name, low, high in (
             ("batch", 1, 16), ("height", 9, 64), ("width", 9, 64)))
-        exported = torch.export.export(
-            model, (torch.randn(2, 3, 576, 640),), dynamic_shapes={"x": {0: batch, 2: 64 * height, 3: 64 * width}}).module()
+        shapes = {"x": {0: batch, 2: 64 * height, 3: 64 * width}}
+        exported = torch.export.export(model, (torch.randn(2, 3, 576, 640),), dynamic_shapes=shapes).module()
         with torch.inference_mode():
             x = torch.randn(1, 3, 640, 704)
             assert close(exported(x), model(x))
