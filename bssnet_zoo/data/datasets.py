@@ -60,7 +60,7 @@ class SegmentationDataset(Dataset):
     ``set_epoch``, which reaches worker processes that are already running.
 
     Args:
-        files: Pairs of image and label file. Labels are grey or palette PNGs of 8 bits or fewer.
+        files: Pairs of image and label file. Labels are PNGs: 8-bit grey, palette, or 1-bit.
         classes: Names and colours of the classes, at most 254.
         id_map: Value in the label files -> class id, or 255 to ignore. By default the values are class ids.
             255 itself is always ignored; a value that isn't listed is an error.
