@@ -69,7 +69,7 @@ class Prediction:
 
     def label_image(self) -> Image.Image:
         """The labels as a palette image: its pixel values are the class ids."""
-        image = Image.fromarray(self.labels, mode="P")
+        image = Image.fromarray(self.labels)
         image.putpalette([channel for colour in self.palette for channel in colour])
         return image
 
