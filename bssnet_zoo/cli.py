@@ -119,7 +119,7 @@ def _publish_parser(verbs) -> None:
     parser.add_argument("--checkpoint", metavar="FILE", help="your weights; they need --data and --license too")
     parser.add_argument("--data", metavar="KIND:DIR", help="what they were trained on, for names and colours of the "
                         "classes: folder:DIR (its dataset.yaml is read), camvid:DIR, cityscapes:DIR, nightcity:DIR")
-    parser.add_argument("--license", metavar="ID", help="their licence in the Hub's words: apache-2.0, cc-by-nc-4.0 ...")
+    parser.add_argument("--license", metavar="ID", help="their licence in the Hub's words: apache-2.0, cc-by-4.0 ...")
     parser.add_argument("--size", type=int, nargs=2, metavar="N", help="height and width that the network should see "
                         "(default: 360 480)")
     parser.add_argument("--image", metavar="FILE", help="sample image for the card (default: a street)")

@@ -257,7 +257,7 @@ def _plan(api: HfApi, repo_id: str, folder: Path, files: list[str], private: boo
     if changes[HUB_FILENAME] == "change":
         raise ValueError(
             f"{repo_id} has another {HUB_FILENAME} (sha256 {remote[HUB_FILENAME]}, here "
-            f"{sha256(folder / HUB_FILENAME)}), which stays: publish under another tag, or to another branch (revision)")
+            f"{sha256(folder / HUB_FILENAME)}), which stays: publish under another tag, or to a branch of its own")
     if private and is_private is False:
         raise ValueError(f"{repo_id} is there and public: change that in its settings, private is for new repositories")
     return Publication(

@@ -3,7 +3,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from string import Template
 
-import torch
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 from safetensors import safe_open
 from torch import nn
@@ -154,8 +153,7 @@ def _model_facts(model: nn.Module) -> dict[str, object]:
         std=", ".join(map(str, cfg["std"])),
         params=f"{count_parameters(model) / 1e6:.2f}",
         gmacs=f"{count_multiply_adds(twin, height, width) / 1e9:.2f}",
-        gmacs_large=f"{count_multiply_adds(twin, 1024, 2048) / 1e9:.2f}",
-        stride=1024 // twin.forward_head(twin.forward_features(torch.empty(1, 3, 1024, 1024, device="meta"))).shape[-1],
+        stride=8 if isinstance(model.decoder.refine, nn.Identity) else 4,
         channels=f"{', '.join(channels[:-1])} and {channels[-1]}",
     )
 

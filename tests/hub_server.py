@@ -3,7 +3,6 @@ import base64
 import hashlib
 import json
 import threading
-import time
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from urllib.parse import unquote, urlsplit
@@ -68,6 +67,7 @@ class Hub(ThreadingHTTPServer):
         self.trouble = Trouble()
         self.lock = threading.Lock()
         self.endpoint = f"http://127.0.0.1:{self.server_port}"
+        self.storage = f"http://localhost:{self.server_port}"  # another host, as the Hub's large files are elsewhere
         threading.Thread(target=self.serve_forever, daemon=True).start()
 
     def handle_error(self, request, client_address):
@@ -85,14 +85,14 @@ class Handler(BaseHTTPRequestHandler):
     def log_message(self, *args):
         pass
 
-    def reply(self, status: int, content: dict | bytes = b"", head: bool = False, **headers: str) -> None:
+    def reply(self, status: int, content: dict | bytes = b"", **headers: str) -> None:
         body = content if isinstance(content, bytes) else json.dumps(content).encode()
         self.send_response(status)
         for name, value in headers.items():
             self.send_header(name.replace("_", "-"), value)
         self.send_header("Content-Length", str(len(body)))
         self.end_headers()
-        if not head:
+        if self.command != "HEAD":
             self.wfile.write(body)
 
     def body(self) -> bytes:
@@ -211,7 +211,7 @@ class Handler(BaseHTTPRequestHandler):
     def batch(self, request: dict) -> None:
         objects = []
         for item in request["objects"]:
-            upload = {"upload": {"href": f"{self.server.endpoint}/large/{item['oid']}"}}
+            upload = {"upload": {"href": f"{self.server.storage}/large/{item['oid']}"}}
             there = item["oid"] in self.server.large
             objects.append(dict(oid=item["oid"], size=item["size"], **({} if there else {"actions": upload})))
         return self.reply(200, {"transfer": "basic", "objects": objects})
@@ -252,16 +252,15 @@ class Handler(BaseHTTPRequestHandler):
         if not (oid := repo.resolve(revision)):
             return self.reply(404, {"error": "Invalid rev"}, X_Error_Code="RevisionNotFound")
         content, headers = repo.commits[oid].get(path), {"X_Repo_Commit": oid}
-        head = self.command == "HEAD"
         if content is None:
-            return self.reply(404, {"error": "Entry not found"}, head, X_Error_Code="EntryNotFound", **headers)
+            return self.reply(404, {"error": "Entry not found"}, X_Error_Code="EntryNotFound", **headers)
         if not is_large(path):
-            return self.reply(200, content, head, ETag=f'"{git_hash(content)}"', **headers)
+            return self.reply(200, content, ETag=f'"{git_hash(content)}"', **headers)
         sha256 = hashlib.sha256(content).hexdigest()
         if not self.server.trouble.short:
             headers["X_Linked_Size"] = str(len(content))
-        return self.reply(302, b"", head, X_Linked_ETag=f'"{sha256}"',
-                          Location=f"{self.server.endpoint}/large/{sha256}", **headers)
+        return self.reply(302, X_Linked_ETag=f'"{sha256}"',
+                          Location=f"{self.server.storage}/large/{sha256}", **headers)
 
     def get_large(self, oid: str) -> None:
         trouble, content = self.server.trouble, bytearray(self.server.large[oid])
@@ -275,12 +274,13 @@ class Handler(BaseHTTPRequestHandler):
         if start:
             self.send_header("Content-Range", f"bytes {start}-{total - 1}/{total}")
         self.send_header("Content-Length", str(len(content)))
+        self.send_header("Content-Disposition", 'inline; filename="model.safetensors";')
         self.end_headers()
         if self.command == "HEAD":
             return
         cut = trouble.cuts > 0
         trouble.cuts -= cut
         for i in range(0, len(content) // 2 if cut else len(content), 1 << 20):
-            time.sleep(trouble.delay)
+            threading.Event().wait(trouble.delay)  # tests may replace time.sleep
             self.wfile.write(content[i:i + (1 << 20)])
         self.close_connection = cut

@@ -120,7 +120,8 @@ def hub_error(error: Exception) -> str:
     if isinstance(error, LocalEntryNotFoundError) and constants.HF_HUB_OFFLINE:
         return "the Hub's cache doesn't have it and HF_HUB_OFFLINE is set: fetch it once without"
     if isinstance(error, LocalEntryNotFoundError):
-        return f"{constants.ENDPOINT} can't be reached and the Hub's cache doesn't have it: check the network"
+        why = " ".join(str(error.__cause__ or error).split())
+        return f"{constants.ENDPOINT} can't be reached and the Hub's cache doesn't have it: check the network ({why})"
     if isinstance(error, EntryNotFoundError):
         return "the repository has no such file"
     if status == 401:
