@@ -7,6 +7,8 @@ from collections.abc import Sequence
 import torch
 
 from . import __version__
+from .engine.evaluate import add_eval_arguments
+from .engine.train import add_train_arguments
 from .inference import predict_files
 from .models import convert_checkpoint, create_model
 from .models.summary import model_table
@@ -92,6 +94,22 @@ def _convert_parser(verbs) -> None:
     parser.set_defaults(run=run_convert)
 
 
+def _train_parser(verbs) -> None:
+    parser = verbs.add_parser(
+        "train", help="train a model by a recipe",
+        description="Trains a model by a recipe; each of its fields is an option. Several processes: torchrun "
+                    "--nproc-per-node N -m bssnet_zoo train ...")
+    add_train_arguments(parser)
+
+
+def _eval_parser(verbs) -> None:
+    parser = verbs.add_parser(
+        "eval", help="mIoU of a model on a data set",
+        description="Prints IoU of each class, mIoU, pixel accuracy, F1 of the boundaries (tolerance 2 pixels) and "
+                    "images/s; predicts whole images at their own size unless told otherwise.")
+    add_eval_arguments(parser)
+
+
 def build_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="bssnet-zoo", description="BSSNet: real-time semantic segmentation of road scenes.",
@@ -99,7 +117,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--version", action="version", version=f"%(prog)s {__version__}")
     parser.add_argument("-v", "--verbose", action="store_true", help="log what is loaded from where")
     verbs = parser.add_subparsers(required=True, metavar="VERB", title="verbs")
-    for add in (_predict_parser, _list_parser, _convert_parser):
+    for add in (_predict_parser, _list_parser, _convert_parser, _train_parser, _eval_parser):
         add(verbs)
     return parser
 
