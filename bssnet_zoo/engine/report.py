@@ -34,9 +34,9 @@ def save_curve(folder: str | os.PathLike) -> None:
     figure = Figure(figsize=(9, 5), layout="constrained")
     loss_axes = figure.add_subplot(xlabel="iteration", ylabel="loss")
     iterations, losses = _columns(folder / "log.csv", "iteration", "loss")
-    smooth, average = [], losses[0]
-    for loss in losses:
-        average += 0.05 * (loss - average)
+    smooth, average = [], 0.
+    for i, loss in enumerate(losses, start=1):
+        average += max(0.05, 1 / i) * (loss - average)
         smooth.append(average)
     loss_axes.plot(iterations, losses, color="tab:blue", alpha=0.25, linewidth=0.8)
     loss_axes.plot(iterations, smooth, color="tab:blue", label="loss")
@@ -45,6 +45,7 @@ def save_curve(folder: str | os.PathLike) -> None:
     miou_axes.set_ylabel("mIoU (%)")
     iterations, mious = _columns(folder / "val.csv", "iteration", "miou")
     miou_axes.plot(iterations, [100 * miou for miou in mious], color="tab:orange", marker="o", label="mIoU")
+    miou_axes.set_ylim(bottom=0)
     figure.legend(loc="outside upper center", ncols=2)
     with atomic_path(folder / "curve.png") as temporary:
         figure.savefig(temporary, dpi=120)

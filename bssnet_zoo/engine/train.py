@@ -45,7 +45,7 @@ def train(
 ) -> TrainState:
     """Trains a model by a recipe, in a run folder. Started by torchrun, it is one of several processes.
 
-    Ctrl-C, or SIGTERM, ends the run after the current iteration, with a checkpoint.
+    Ctrl-C, or SIGTERM, ends the run after the current iteration, with a checkpoint and then a KeyboardInterrupt.
 
     Args:
         recipe: What to compute.
@@ -110,6 +110,8 @@ def train(
         if state.iteration < iterations:
             log.say(f"Stopped after iteration {state.iteration} of {iterations}. To go on:\n"
                     f"bssnet-zoo train --resume {checkpoint.parent}")
+    if stopped:
+        raise KeyboardInterrupt(f"{checkpoint} holds iteration {state.iteration}")
     return state
 
 
@@ -236,7 +238,11 @@ def run(args: argparse.Namespace) -> int:
     name = args.recipe or "camvid_480x360"
     recipe = recipe_from_arguments(args, load_recipe(Path(args.resume) / "recipe.yaml" if args.resume else name))
     output = args.resume or args.output or Path("runs") / f"{Path(name).stem}-{recipe.model}"
-    train(recipe, output, resume=bool(args.resume), stop_epoch=args.stop_epoch)
-    if torch.distributed.is_initialized():
-        torch.distributed.destroy_process_group()
+    try:
+        train(recipe, output, resume=bool(args.resume), stop_epoch=args.stop_epoch)
+    except KeyboardInterrupt:
+        return 130
+    finally:
+        if torch.distributed.is_initialized():
+            torch.distributed.destroy_process_group()
     return 0
