@@ -1,0 +1,94 @@
+"""Look at every file of a data set once, before hours are spent on it."""
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from .datasets import UNKNOWN, SegmentationDataset, ranges, read_label
+
+__all__ = ["FileScan", "check_dataset", "scan_files"]
+
+SHOWN = 3
+
+
+@dataclass(frozen=True)
+class FileScan:
+    """What one pair of files holds: sizes as (height, width), and how often the raw label has each value 0-255."""
+
+    image_path: Path
+    label_path: Path
+    image_size: tuple[int, int] = (0, 0)
+    label_size: tuple[int, int] = (0, 0)
+    counts: np.ndarray = field(default_factory=lambda: np.zeros(256, np.int64))
+    error: str = ""
+
+
+def scan_files(dataset: SegmentationDataset) -> list[FileScan]:
+    """Decode all labels and the headers of all images, in threads. A file that can't be read sets ``error``."""
+    with ThreadPoolExecutor() as pool:
+        return list(pool.map(_scan, dataset.files))
+
+
+def _scan(pair: tuple[Path, Path]) -> FileScan:
+    try:
+        with Image.open(pair[0]) as image:
+            size = (image.height, image.width)
+        label = read_label(pair[1])
+    except (OSError, RuntimeError, ValueError) as error:
+        return FileScan(*pair, error=str(error))
+    return FileScan(*pair, size, label.shape, np.bincount(label.ravel(), minlength=256))
+
+
+def check_dataset(dataset: SegmentationDataset) -> list[FileScan]:
+    """Check that every image has a label, of its size and with allowed values only.
+
+    Returns:
+        What was found in each pair of files.
+
+    Raises:
+        ValueError: Anything is wrong; a line per kind of problem, with the count and the first files.
+    """
+    missing = [label for _, label in dataset.files if not label.is_file()]
+    scans = [scan for scan in scan_files(dataset) if scan.label_path.is_file()]
+    broken = [scan.error for scan in scans if scan.error]
+    sizes = [
+        f"{scan.label_path.name} ({_text(scan.label_size)}, image {_text(scan.image_size)})"
+        for scan in scans if scan.label_size != scan.image_size]
+    values = [_unknown_values(dataset, scan) for scan in scans if scan.counts[dataset.id_table == UNKNOWN].any()]
+    problems = [
+        _line("images without a label, for instance", missing),
+        _line("labels without an image", dataset.unpaired),
+        _line("files that can't be read", broken),
+        _line("labels of another size than their image (height x width)", sizes),
+        _line(f"labels with unknown values ({dataset.allowed_values})", values),
+        _mistaken_ids(scans),
+    ]
+    if any(problems):
+        raise ValueError("\n  ".join([f"the data set of {len(dataset)} images has problems:", *filter(None, problems)]))
+    return scans
+
+
+def _line(problem: str, items: list) -> str:
+    more = ", ..." if len(items) > SHOWN else ""
+    return f"{len(items)} {problem}: {', '.join(map(str, items[:SHOWN]))}{more}" if items else ""
+
+
+def _text(size: tuple[int, int]) -> str:
+    return f"{size[0]}x{size[1]}"
+
+
+def _unknown_values(dataset: SegmentationDataset, scan: FileScan) -> str:
+    counts = np.where(dataset.id_table == UNKNOWN, scan.counts, 0)
+    return f"{scan.label_path.name} ({ranges(np.flatnonzero(counts).tolist())} in {counts.sum()} pixels)"
+
+
+def _mistaken_ids(scans: list[FileScan]) -> str:
+    """Train ids in files named ``*_labelIds``, which is common for NightCity, would pass as other classes."""
+    if not all(scan.label_path.stem.endswith("_labelIds") for scan in scans):
+        return ""
+    counts = sum((scan.counts for scan in scans), np.zeros(256, np.int64))
+    if counts[7:19].any() and not counts[19:34].any():
+        return "the labels named *_labelIds have no value in 19-33: if they hold train ids, name them *_trainIds"
+    return ""

@@ -1,0 +1,309 @@
+"""Folders of images and class masks as a PyTorch data set."""
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+import yaml
+from PIL import Image
+from torch import Tensor
+from torch.utils.data import Dataset
+from torchvision import datasets as torchvision_datasets
+from torchvision.transforms.v2 import functional as F
+
+from .classes import CAMVID, CITYSCAPES, ClassInfo, default_palette
+
+__all__ = ["IGNORE_INDEX", "LAYOUTS", "SPLITS", "Layout", "SegmentationDataset", "open_dataset"]
+
+IGNORE_INDEX = 255
+UNKNOWN = 254  # stands in a mapped label for a value that the data set doesn't know
+SPLITS = {"train": ("train",), "val": ("val",), "test": ("test",), "trainval": ("train", "val")}
+IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp")
+
+Pair = tuple[Path, Path]
+IdMap = dict[int, int]
+
+
+@dataclass(frozen=True)
+class Layout:
+    """Where a kind of data set keeps the images and the labels of a split, relative to its root."""
+
+    kind: str
+    images: str
+    labels: str
+
+    def folders(self, root: Path, split: str) -> tuple[Path, Path]:
+        return root / self.images.format(split=split), root / self.labels.format(split=split)
+
+
+LAYOUTS = (
+    Layout("camvid", "{split}", "{split}annot"),
+    Layout("camvid", "imgs/{split}", "anns/{split}"),
+    Layout("cityscapes", "leftImg8bit/{split}", "gtFine/{split}"),
+    Layout("nightcity", "imgs/{split}", "labels/{split}"),
+    Layout("folder", "images/{split}", "masks/{split}"),
+)
+KINDS = tuple(dict.fromkeys(layout.kind for layout in LAYOUTS))
+
+
+class SegmentationDataset(Dataset):
+    """Images and their label maps.
+
+    ``dataset[index]`` gives ``(image, label)``. Without a transform: the decoded image, uint8 (3, H, W), and the int64
+    label map (H, W) with class ids and ``ignore_index``. With one: what ``transform(image, label, rng)`` returns, where
+    the label is uint8 and ``rng`` is a NumPy generator seeded from (seed, epoch, index). So a sample is the same
+    whatever process makes it, and however often that process was restarted.
+
+    The epoch comes from the key, ``dataset[epoch, index]`` (``TrainSampler`` yields such keys), or else from
+    ``set_epoch``, which reaches worker processes that are already running.
+
+    Args:
+        files: Pairs of image and label file. Labels are grey or palette PNGs of 8 bits or fewer.
+        classes: Names and colours of the classes, at most 254.
+        id_map: Value in the label files -> class id, or 255 to ignore. By default the values are class ids.
+            255 itself is always ignored; a value that isn't listed is an error.
+        transform: Called as ``transform(image, label, rng)``.
+        seed: Seed of the augmentation.
+        unpaired: Label files without an image, for ``check_dataset`` to report.
+    """
+
+    ignore_index = IGNORE_INDEX
+
+    def __init__(
+            self,
+            files: Sequence[Pair],
+            classes: ClassInfo,
+            id_map: IdMap | None = None,
+            transform: Callable | None = None,
+            seed: int = 0,
+            unpaired: Iterable[Path] = (),
+    ):
+        self.files = list(files)
+        self.classes = classes
+        self.id_map = _identity(classes) if id_map is None else id_map
+        self.id_table = _id_table(self.id_map, len(classes.names))
+        self.transform = transform
+        self.seed = seed
+        self.unpaired = list(unpaired)
+        self._epoch = torch.zeros((), dtype=torch.int64).share_memory_()
+
+    def __len__(self) -> int:
+        return len(self.files)
+
+    def set_epoch(self, epoch: int) -> None:
+        """Set the epoch of the samples that are asked for by index alone. Call it before each pass, as for
+        ``torch.utils.data.DistributedSampler``: otherwise each pass repeats the augmentation of the first."""
+        self._epoch.fill_(epoch)
+
+    def __getitem__(self, key: int | tuple[int, int]) -> tuple[Tensor, Tensor]:
+        epoch, index = key if isinstance(key, tuple) else (int(self._epoch), key)
+        index = range(len(self))[index]
+        image, label = self.load(index)
+        if self.transform is None:
+            return image, label.long()
+        return self.transform(image, label, np.random.default_rng((self.seed, epoch, index)))
+
+    def load(self, index: int) -> tuple[Tensor, Tensor]:
+        """The image and its label without the transform, both uint8: (3, H, W) and (H, W).
+
+        Raises:
+            ValueError: The label has a value that isn't allowed; the message names the file.
+            RuntimeError: A file can't be decoded.
+        """
+        image_path, label_path = self.files[index]
+        values = read_label(label_path)
+        label = self.id_table[values]
+        if (label == UNKNOWN).any():
+            unknown = ranges(np.unique(values[label == UNKNOWN]).tolist())
+            raise ValueError(f"{label_path}: label values {unknown} aren't known ({self.allowed_values})")
+        return read_image(image_path), torch.from_numpy(label)
+
+    @property
+    def allowed_values(self) -> str:
+        """The values that label files may have, in words."""
+        ignored = ranges(np.flatnonzero(self.id_table == IGNORE_INDEX).tolist())
+        return f"allowed {ranges(np.flatnonzero(self.id_table < UNKNOWN).tolist())}; ignored {ignored}"
+
+
+def open_dataset(spec: str, split: str, transform: Callable | None = None, seed: int = 0) -> SegmentationDataset:
+    """Open a data set by its kind and folder.
+
+    - ``camvid``: the SegNet tutorial's ``train/ trainannot/ val/ valannot/ test/ testannot/``, or ``imgs/{split}
+      anns/{split}`` where labels are named like the image or end in ``_L``. 11 classes, 11 is ignored.
+    - ``cityscapes``: ``leftImg8bit/{split}/CITY/*.png gtFine/{split}/CITY/*_labelIds.png``, read through
+      ``torchvision.datasets.Cityscapes``; ids become train ids.
+    - ``nightcity``: ``imgs/{split} labels/{split}``. Labels named ``*_trainIds.png``, ``*_labelTrainIds.png`` or just
+      like the image hold Cityscapes train ids; ``*_labelIds.png`` (the release) hold Cityscapes ids, which are mapped.
+      The first of these that is found in the folder is used, other files are left alone.
+    - ``folder``: ``images/{split} masks/{split} dataset.yaml``. The latter has ``classes`` (a list of names) and may
+      have ``palette`` (a list of [r, g, b]), ``ignore_index`` (a value in the masks, 255 by default) and ``id_map``
+      (value in the masks: class id, or 255 to ignore).
+
+    Images are png, jpg or webp files, labels are png files; sub-folders are searched. 255 is ignored everywhere.
+
+    Args:
+        spec: ``"kind:DIR"``, or ``"DIR"`` to find out the kind from the folders in it.
+        split: ``"train"``, ``"val"``, ``"test"`` or ``"trainval"``.
+        transform: Called as ``transform(image, label, rng)``, see ``SegmentationDataset``.
+        seed: Seed of the augmentation.
+
+    Raises:
+        ValueError: The split or the layout is unknown, there are no images, or ``dataset.yaml`` is wrong.
+    """
+    if split not in SPLITS:
+        raise ValueError(f"split is {split!r}; give one of {', '.join(SPLITS)}")
+    kind, _, root = spec.partition(":")
+    root = Path(root if kind in KINDS else spec).expanduser()
+    layouts = [layout for layout in LAYOUTS if kind not in KINDS or layout.kind == kind]
+    parts = [_open_split(root, part, layouts) for part in SPLITS[split]]
+    if any(part.id_map != parts[0].id_map for part in parts):
+        raise ValueError(f"{root}: the labels of {' and '.join(SPLITS[split])} are named differently; name them alike")
+    return SegmentationDataset(
+        files=[pair for part in parts for pair in part.files],
+        classes=parts[0].classes,
+        id_map=parts[0].id_map,
+        transform=transform,
+        seed=seed,
+        unpaired=[path for part in parts for path in part.unpaired],
+    )
+
+
+def _open_split(root: Path, split: str, layouts: Sequence[Layout]) -> SegmentationDataset:
+    layout = next((layout for layout in layouts if all(f.is_dir() for f in layout.folders(root, split))), None)
+    if layout is None:
+        looked = ", ".join(f"{layout.images} + {layout.labels} ({layout.kind})" for layout in layouts)
+        raise ValueError(
+            f"{root} {'has no known layout' if root.is_dir() else 'is not a folder'}; "
+            f"looked for {looked.format(split=split)}. Write KIND:DIR with KIND one of {', '.join(KINDS)}, or DIR")
+    classes, id_maps = _meanings(layout.kind, root)
+    images, labels = layout.folders(root, split)
+    if layout.kind == "cityscapes":
+        files, unpaired, suffix = *_cityscapes_pairs(root, split), "_labelIds"
+    else:
+        files, unpaired, suffix = _pairs(images, labels, list(id_maps))
+    if not files:
+        raise ValueError(f"no images ({', '.join(IMAGE_SUFFIXES)}) in {images}")
+    return SegmentationDataset(files, classes, id_maps[suffix], unpaired=unpaired)
+
+
+def _meanings(kind: str, root: Path) -> tuple[ClassInfo, dict[str, IdMap]]:
+    """The classes, and for each ending of label names what the values in the file mean; preferred endings first."""
+    if kind == "folder":
+        classes, id_map = _read_yaml(root / "dataset.yaml")
+        return classes, {"": id_map}
+    if kind == "camvid":
+        id_map = {**_identity(CAMVID), len(CAMVID.names): IGNORE_INDEX}
+        return CAMVID, {"_L": id_map, "": id_map}
+    train_ids = _identity(CITYSCAPES)
+    ids = {c.id: c.train_id for c in torchvision_datasets.Cityscapes.classes if c.id >= 0}
+    return CITYSCAPES, {"_trainIds": train_ids, "_labelTrainIds": train_ids, "_labelIds": ids, "": train_ids}
+
+
+def _identity(classes: ClassInfo) -> IdMap:
+    return {i: i for i in range(len(classes.names))}
+
+
+def _cityscapes_pairs(root: Path, split: str) -> tuple[list[Pair], list[Path]]:
+    found = torchvision_datasets.Cityscapes(str(root), split, target_type="semantic")
+    files = sorted((Path(image), Path(label)) for image, (label,) in zip(found.images, found.targets, strict=True))
+    labels = set(Path(found.targets_dir).glob("*/*_labelIds.png"))
+    return files, sorted(labels - {label for _, label in files})
+
+
+def _pairs(image_dir: Path, label_dir: Path, suffixes: Sequence[str]) -> tuple[list[Pair], list[Path], str]:
+    """Pair images and labels by name; a label that is missing stands in the pairs by the name it should have."""
+    images, labels = _by_name(image_dir, IMAGE_SUFFIXES), _by_name(label_dir, (".png",))
+    suffix = next((suffix for suffix in suffixes if any(name.endswith(suffix) for name in labels)), suffixes[-1])
+    labels = {name.removesuffix(suffix): path for name, path in labels.items() if name.endswith(suffix)}
+    files = [(path, labels.get(name, label_dir / f"{name}{suffix}.png")) for name, path in images.items()]
+    return files, [path for name, path in labels.items() if name not in images], suffix
+
+
+def _by_name(folder: Path, suffixes: Sequence[str]) -> dict[str, Path]:
+    """Files below a folder by their path in it without the suffix, sorted; hidden files are left out."""
+    paths = (path for path in sorted(folder.rglob("*")) if path.suffix.lower() in suffixes)
+    return {
+        path.relative_to(folder).with_suffix("").as_posix(): path
+        for path in paths if not path.name.startswith(".")
+    }
+
+
+def _read_yaml(path: Path) -> tuple[ClassInfo, IdMap]:
+    """Classes and id map of a ``folder`` data set."""
+    if not path.is_file():
+        raise ValueError(f"{path} is missing; it needs at least a line like: classes: [road, car]")
+    try:
+        return _parse(yaml.safe_load(path.read_text(encoding="utf-8")))
+    except (ValueError, yaml.YAMLError) as error:
+        raise ValueError(f"{path}: {error}") from None
+
+
+def _parse(content: object) -> tuple[ClassInfo, IdMap]:
+    types = {"classes": list, "palette": list, "ignore_index": int, "id_map": dict}
+    for key, value in content.items() if isinstance(content, dict) else [("content", content)]:
+        if not isinstance(value, types.get(key, ())):
+            raise ValueError(f"{key} is {value!r}; known are classes: [name, ...], palette: [[r, g, b], ...], "
+                             "ignore_index: number and id_map: {value: id}")
+    names = tuple(map(str, content.get("classes", ())))
+    palette = tuple(map(tuple, content.get("palette", default_palette(len(names)))))
+    if any(len(colour) != 3 or not all(channel in range(256) for channel in colour) for colour in palette):
+        raise ValueError(f"palette is {palette}; three numbers 0-255 per class are needed")
+    classes = ClassInfo(names, palette)
+    id_map, ignored = content.get("id_map", _identity(classes)), content.get("ignore_index", IGNORE_INDEX)
+    if id_map.get(ignored, IGNORE_INDEX) != IGNORE_INDEX:
+        raise ValueError(f"ignore_index {ignored} stands for class id {id_map[ignored]} as well; "
+                         "give an id_map without it")
+    id_map = {**id_map, ignored: IGNORE_INDEX}
+    _id_table(id_map, len(names))  # says what is wrong with it, if anything
+    return classes, id_map
+
+
+def _id_table(id_map: IdMap, num_classes: int) -> np.ndarray:
+    """The id map as 256 class ids, ``UNKNOWN`` for values that it doesn't list."""
+    if not 0 < num_classes <= UNKNOWN:
+        raise ValueError(f"{num_classes} classes; 1 to {UNKNOWN} are possible")
+    table = np.full(256, UNKNOWN, np.uint8)
+    table[IGNORE_INDEX] = IGNORE_INDEX
+    for value, class_id in id_map.items():
+        if value not in range(256) or class_id not in (*range(num_classes), IGNORE_INDEX):
+            raise ValueError(
+                f"id_map has {value!r}: {class_id!r}; values are 0-255, ids 0-{num_classes - 1} or {IGNORE_INDEX}")
+        table[value] = class_id
+    return table
+
+
+def read_image(path: Path) -> Tensor:
+    """Decode an image to uint8 (3, H, W); channels are last in memory, for a fast resize.
+
+    Raises:
+        RuntimeError: The file can't be decoded.
+    """
+    try:
+        with Image.open(path) as image:
+            return F.pil_to_tensor(image.convert("RGB"))
+    except OSError as error:
+        raise RuntimeError(f"{path}: can't be read ({error})") from error
+
+
+def read_label(path: Path) -> np.ndarray:
+    """Decode a label file to its raw values, uint8 (H, W).
+
+    Raises:
+        ValueError: The file is a colour image or has more than 8 bits.
+        RuntimeError: The file can't be decoded.
+    """
+    try:
+        with Image.open(path) as label:
+            if label.mode not in ("L", "P", "1"):
+                raise ValueError(f"{path}: a label of mode {label.mode}; 8-bit grey or palette PNGs are needed")
+            return np.asarray(label, dtype=np.uint8)
+    except OSError as error:
+        raise RuntimeError(f"{path}: can't be read ({error})") from error
+
+
+def ranges(values: Sequence[int]) -> str:
+    """Ascending integers in short: ``[0, 1, 2, 7]`` -> ``"0-2, 7"``."""
+    starts = [value for value in values if value - 1 not in values]
+    ends = [value for value in values if value + 1 not in values]
+    return ", ".join(f"{a}-{b}" if a < b else f"{a}" for a, b in zip(starts, ends, strict=True))

@@ -1,0 +1,194 @@
+"""Augmentation for training and preparation for evaluation."""
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
+from torch import Tensor
+from torch.nn.functional import pad
+from torchvision.transforms import InterpolationMode
+from torchvision.transforms.v2 import functional as F
+
+from .datasets import IGNORE_INDEX
+
+__all__ = ["EvalTransform", "TrainTransform", "photometric_distortion", "random_crop_window"]
+
+Size = tuple[int, int]
+Floats = tuple[float, ...]
+
+
+@dataclass(frozen=True)
+class TrainTransform:
+    """The augmentation of the paper's recipes.
+
+    Random resize, random crop, horizontal flip with probability 0.5, photometric distortion, normalisation; then
+    padding on the right and at the bottom where the crop is larger than the resized image (image 0, label ignored).
+
+    Args:
+        scale_range: Limits of the ratio by which ``base_size`` is scaled, drawn uniformly.
+        base_size: Height and width of the images at ratio 1. Images of another aspect ratio keep it and fit inside.
+        crop_size: Height and width of the result.
+        mean: Of the normalisation, for channels in 0..1.
+        std: Of the normalisation, for channels in 0..1.
+        ignore_index: Label of padding, and of pixels that don't count in the choice of the crop.
+
+    Raises:
+        ValueError: A size is less than 1, or the scale range isn't ascending and positive.
+
+    Example:
+        >>> transform = TrainTransform(scale_range=(0.5, 2), base_size=(360, 480), crop_size=(352, 480))
+        >>> image, label = transform(image, label)  # uint8 (3, H, W), (H, W) -> float32 (3, 352, 480), int64 (352, 480)
+    """
+
+    scale_range: tuple[float, float]
+    base_size: Size
+    crop_size: Size
+    mean: Floats = IMAGENET_DEFAULT_MEAN
+    std: Floats = IMAGENET_DEFAULT_STD
+    ignore_index: int = IGNORE_INDEX
+
+    def __post_init__(self):
+        if min(*self.base_size, *self.crop_size) < 1:
+            raise ValueError(f"base_size is {self.base_size}, crop_size {self.crop_size}; sides must be 1 or more")
+        if not 0 < self.scale_range[0] <= self.scale_range[1]:
+            raise ValueError(f"scale_range is {self.scale_range}; two ascending positive numbers are needed")
+
+    def __call__(self, image: Tensor, label: Tensor, rng: np.random.Generator | None = None) -> tuple[Tensor, Tensor]:
+        """Augment one sample.
+
+        Args:
+            image: uint8 (3, H, W).
+            label: Class ids of any integer type (H, W).
+            rng: Where the random numbers come from; by default a generator seeded by PyTorch's own.
+
+        Returns:
+            The normalised float32 image (3, *crop_size) and the int64 label (*crop_size).
+        """
+        if rng is None:
+            rng = np.random.default_rng(int(torch.randint(2**63 - 1, ())))
+        image, label = self._resize(image, label, rng)
+        top, left, height, width = random_crop_window(label, self.crop_size, rng, ignore_index=self.ignore_index)
+        image = F.crop(image, top, left, height, width)
+        label = F.crop(label, top, left, height, width)
+        if rng.random() < 0.5:
+            image, label = F.horizontal_flip(image), F.horizontal_flip(label)
+        # planar: the photometric steps work on whole channels
+        image = photometric_distortion(image.contiguous().float(), rng)
+        image = _normalize(image, self.mean, self.std)
+        padding = (0, self.crop_size[1] - width, 0, self.crop_size[0] - height)
+        return pad(image, padding), pad(label.long(), padding, value=self.ignore_index)
+
+    def _resize(self, image: Tensor, label: Tensor, rng: np.random.Generator) -> tuple[Tensor, Tensor]:
+        height, width = label.shape
+        factor = rng.uniform(*self.scale_range) * min(self.base_size[0] / height, self.base_size[1] / width)
+        size = [max(1, round(height * factor)), max(1, round(width * factor))]
+        # resizing all and cropping afterwards costs less than a millisecond: torchvision's uint8 kernel is vectorised
+        label = F.resize(label[None], size, interpolation=InterpolationMode.NEAREST_EXACT)[0]
+        return F.resize(image, size, antialias=True), label
+
+
+@dataclass(frozen=True)
+class EvalTransform:
+    """Normalise an image, after a resize to ``size`` (height, width) if there is one.
+
+    The label keeps its own size, where the metrics are computed: resize the logits to it.
+    """
+
+    size: Size | None = None
+    mean: Floats = IMAGENET_DEFAULT_MEAN
+    std: Floats = IMAGENET_DEFAULT_STD
+
+    def __call__(self, image: Tensor, label: Tensor, rng: np.random.Generator | None = None) -> tuple[Tensor, Tensor]:
+        """uint8 (3, H, W) and integers (h, w) -> float32 (3, H, W) or (3, *size), int64 (h, w); ``rng`` isn't used."""
+        if self.size is not None:
+            image = F.resize(image, list(self.size), antialias=True)
+        return _normalize(image.contiguous().float(), self.mean, self.std), label.long()
+
+
+def _normalize(image: Tensor, mean: Floats, std: Floats) -> Tensor:
+    """Normalise, in place, channels in 0..255 by mean and deviation for 0..1."""
+    return F.normalize(image, [255 * x for x in mean], [255 * x for x in std], inplace=True)
+
+
+def random_crop_window(
+        label: Tensor,
+        size: Size,
+        rng: np.random.Generator,
+        max_share: float = 0.75,
+        tries: int = 10,
+        ignore_index: int = IGNORE_INDEX,
+) -> tuple[int, int, int, int]:
+    """Draw a window in which no class has more than ``max_share`` of the pixels that aren't ignored.
+
+    Args:
+        label: Class ids (H, W).
+        size: Height and width of the window, cut to those of the label.
+        rng: Where the random numbers come from.
+        max_share: Largest allowed share of a class.
+        tries: How many windows are drawn; the last one is taken whatever is in it.
+        ignore_index: Label that isn't counted.
+
+    Returns:
+        Top, left, height, width.
+    """
+    height, width = min(size[0], label.shape[0]), min(size[1], label.shape[1])
+    for _ in range(tries):
+        top = int(rng.integers(label.shape[0] - height + 1))
+        left = int(rng.integers(label.shape[1] - width + 1))
+        counts = torch.bincount(label[top:top + height, left:left + width].flatten(), minlength=ignore_index + 1)
+        counts[ignore_index] = 0
+        if 0 < counts.max() <= max_share * counts.sum():
+            break
+    return top, left, height, width
+
+
+def photometric_distortion(image: Tensor, rng: np.random.Generator) -> Tensor:
+    """Distort colours as in SSD (Liu et al., 2016): brightness +-32, contrast and saturation 0.5-1.5, hue +-36 degrees.
+
+    Each with probability 0.5 and in this order, except that contrast comes last in half of the cases. Contrast scales
+    the channels; saturation and hue are those of HSV, in floats without rounding.
+
+    Args:
+        image: float32 (3, H, W) in 0..255; it is overwritten.
+        rng: Where the random numbers come from.
+    """
+    if rng.random() < 0.5:
+        image = image.add_(rng.uniform(-32, 32)).clamp_(0, 255)
+    contrast = rng.uniform(0.5, 1.5) if rng.random() < 0.5 else 1.0
+    contrast_first = rng.random() < 0.5
+    if contrast_first:
+        image = image.mul_(contrast).clamp_(0, 255)
+    if rng.random() < 0.5:
+        image = _scale_saturation(image, rng.uniform(0.5, 1.5))
+    if rng.random() < 0.5:
+        image = _shift_hue(image, rng.uniform(-36, 36))
+    if not contrast_first:
+        image = image.mul_(contrast).clamp_(0, 255)
+    return image
+
+
+def _scale_saturation(image: Tensor, factor: float) -> Tensor:
+    """Scale the saturation of HSV. It moves the channels away from or towards their maximum, but not below 0."""
+    value = image.amax(0)
+    chroma = value - image.amin(0)
+    factor = (value / chroma.clamp(min=1e-6)).clamp_(max=factor)
+    return torch.addcmul(value, image.sub_(value), factor, out=image)
+
+
+def _shift_hue(image: Tensor, degrees: float) -> Tensor:
+    """Turn the hue of HSV by at most 60 degrees.
+
+    In units of 60 degrees, a channel is maximal within 1 of its own hue, minimal from 2 on, linear in between.
+    """
+    red, green, blue = image
+    value = image.amax(0)
+    chroma = value - image.amin(0)
+    inverse = 1 / chroma.clamp(min=1e-6)
+    hue = torch.where(
+        red == value, (green - blue) * inverse,
+        torch.where(green == value, (blue - red) * inverse + 2, (red - green) * inverse + 4))
+    for channel, own_hue in zip(image, (0, 2, 4), strict=True):
+        # the distance round the circle of two hues at most 6 apart is 3 - ||a - b| - 3|
+        weight = (hue + (degrees / 60 - own_hue)).abs_().sub_(3).abs_().neg_().add_(2).clamp_(0, 1)
+        torch.addcmul(value, chroma, weight, value=-1, out=channel)
+    return image
