@@ -42,7 +42,12 @@ def distillation_loss(logits: torch.Tensor, teacher_logits: torch.Tensor, temper
 
     Returns:
         The mean over pixels, a scalar.
+
+    Raises:
+        ValueError: The two have other numbers of classes.
     """
+    if teacher_logits.shape[1] != logits.shape[1]:
+        raise ValueError(f"the teacher gives {teacher_logits.shape[1]} classes, the student {logits.shape[1]}")
     teacher_logits = F.interpolate(teacher_logits.float(), size=logits.shape[-2:], mode="bilinear", align_corners=True)
     student = F.log_softmax(logits.float() / temperature, dim=1)
     teacher = F.log_softmax(teacher_logits / temperature, dim=1)

@@ -7,7 +7,7 @@ from pathlib import Path
 from PIL import Image
 from torch import nn
 
-from ..data.datasets import SegmentationDataset, read_label
+from ..data.datasets import SegmentationDataset
 from ..files import atomic_path
 from ..inference import Prediction, predict
 
@@ -71,11 +71,11 @@ def save_strip(
     """
     rows = []
     for row in range(min(num_images, len(dataset))):
-        image_path, label_path = dataset.files[row * len(dataset) // num_images]
-        prediction = predict(model, image_path, size)
+        index = row * len(dataset) // num_images
+        prediction = predict(model, dataset.files[index][0], size)
         classes = dataset.classes
         pictures = [prediction.image]
-        for labels in (dataset.id_table[read_label(label_path)], prediction.labels):
+        for labels in (dataset.load(index)[1].numpy(), prediction.labels):
             pictures.append(Prediction(labels, prediction.image, classes.names, classes.palette).overlay(legend=False))
         height = round(width * prediction.image.height / prediction.image.width)
         rows.append([picture.resize((width, height)) for picture in pictures])

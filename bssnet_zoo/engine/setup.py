@@ -54,7 +54,8 @@ def train_batches(
     """Images (N, 3, H, W) and labels (N, H, W) on a device, without end."""
     loader = DataLoader(
         dataset, batch_sampler=sampler, num_workers=recipe.workers, pin_memory=device.type == "cuda",
-        worker_init_fn=StopRequest.leave_to_parent)
+        worker_init_fn=StopRequest.leave_to_parent,
+        generator=torch.Generator())  # without its own, it draws from the one that dropout uses
     for images, labels in loader:
         yield (images.to(device, memory_format=memory_format(recipe), non_blocking=True),
                labels.to(device, non_blocking=True))
