@@ -1,5 +1,6 @@
 """BSSNet as a timm-style model zoo: real-time semantic segmentation of road scenes."""
 from .layers import LUAFM, PAPPM, UMF
+from .losses import BoundaryLoss, BSSNetLoss, OhemCrossEntropyLoss
 from .models import BSSNet, BSSNetOutput, convert_checkpoint, create_model, list_models, load_checkpoint
 
 __version__ = "0.1.0"
@@ -9,7 +10,10 @@ __all__ = [
     "PAPPM",
     "UMF",
     "BSSNet",
+    "BSSNetLoss",
     "BSSNetOutput",
+    "BoundaryLoss",
+    "OhemCrossEntropyLoss",
     "__version__",
     "convert_checkpoint",
     "create_model",
