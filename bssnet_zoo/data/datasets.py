@@ -14,7 +14,7 @@ from torchvision.transforms.v2 import functional as F
 
 from .classes import CAMVID, CITYSCAPES, ClassInfo, default_palette
 
-__all__ = ["IGNORE_INDEX", "LAYOUTS", "SPLITS", "Layout", "SegmentationDataset", "open_dataset"]
+__all__ = ["IGNORE_INDEX", "SPLITS", "SegmentationDataset", "open_dataset", "read_image", "read_label"]
 
 IGNORE_INDEX = 255
 UNKNOWN = 254  # stands in a mapped label for a value that the data set doesn't know
@@ -34,6 +34,7 @@ class Layout:
     labels: str
 
     def folders(self, root: Path, split: str) -> tuple[Path, Path]:
+        """The folders of the images and of the labels of a split."""
         return root / self.images.format(split=split), root / self.labels.format(split=split)
 
 
@@ -59,7 +60,7 @@ class SegmentationDataset(Dataset):
     ``set_epoch``, which reaches worker processes that are already running.
 
     Args:
-        files: Pairs of image and label file. Labels are grey or palette PNGs of 8 bits or fewer.
+        files: Pairs of image and label file. Labels are PNGs: 8-bit grey, palette, or 1-bit.
         classes: Names and colours of the classes, at most 254.
         id_map: Value in the label files -> class id, or 255 to ignore. By default the values are class ids.
             255 itself is always ignored; a value that isn't listed is an error.
