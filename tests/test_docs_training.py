@@ -30,13 +30,13 @@ def trained(tmp_path_factory):
     (folder / "data" / "mine" / "dataset.yaml").write_text("classes: [road, car, person, plant, sky]\n")
     loop = code("In your own code")[0]
     assert SIZES in loop and len(loop.splitlines()) <= 45
-    shared, history = {}, []
+    history = []
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
         exec(loop.replace(SIZES, "size, batch_size, epochs, frozen_epochs = (64, 96), 4, 2, 1")
              .replace("    for images, labels in loader:", "    observe(globals())\n    for images, labels in loader:"),
-             shared | {"observe": lambda names: history.append(snapshot(names)), "shared": shared})
-    return history, torch.load(folder / "mine.pth", weights_only=True)
+             {"observe": lambda names: history.append(snapshot(names))})
+    return folder, history, torch.load(folder / "mine.pth", weights_only=True)
 
 
 def snapshot(names: dict) -> dict:
@@ -47,7 +47,7 @@ def snapshot(names: dict) -> dict:
 
 
 def test_fine_tuning(trained):
-    history, saved = trained
+    _, history, saved = trained
     frozen, unfrozen = history
     assert not frozen["trainable"] and not frozen["statistics"] and unfrozen["trainable"] and unfrozen["statistics"]
     assert torch.equal(frozen["trunk"], unfrozen["trunk"]) and not torch.equal(frozen["head"], unfrozen["head"])
@@ -56,18 +56,19 @@ def test_fine_tuning(trained):
 
 
 def test_layer_decay(trained):
-    names = trained[0][0]["names"]
+    names = trained[1][0]["names"]
     names["scheduler"].step_update(1)
     rates = {id(p): group["lr"] for group in names["optimizer"].param_groups for p in group["params"]}
     stem, head = (rates[id(p)] for p in (names["model"].stem[0].conv.weight, names["model"].head.classifier.weight))
     assert 0 < stem < 0.5 * head
 
 
-def test_accelerate(trained):
+def test_accelerate(trained, monkeypatch):
     pytest.importorskip("accelerate")
-    names = trained[0][0]["names"]
-    before, updates = trained[1]["stem.0.conv.weight"], names["updates"]
+    names = trained[1][0]["names"]
+    before, updates = trained[2]["stem.0.conv.weight"], names["updates"]
     names["scheduler"].step_update(1)
+    monkeypatch.chdir(trained[0])
     exec(code("In your own code")[1], names)
     assert names["updates"] == updates + 4 and names["loss"].isfinite()
     assert not torch.equal(names["accelerator"].unwrap_model(names["model"]).stem[0].conv.weight, before)
