@@ -1,6 +1,6 @@
 """Where the time of a training iteration goes, in bfloat16 and in float32, and how that compares with the bare network.
 
-python benchmarks/training_speed.py --data camvid:DIR
+python benchmarks/training_speed.py --data camvid:DIR    (with the package installed)
 
 Prints, as medians: an iteration of the real loop (loading, augmentation, losses, optimiser, averaged weights), forward
 and backward of the network alone, each further part alone, and the ratios. Loop and network alone take turns, so that a
@@ -10,7 +10,7 @@ import argparse
 import resource
 import time
 from collections.abc import Callable
-from itertools import islice
+from itertools import count, islice
 from statistics import median
 
 import torch
@@ -69,11 +69,10 @@ class Bench:
                                  aux=tuple(m.detach().requires_grad_() for m in output.aux))
 
         def load() -> None:  # in this process and thread: what it costs, not what is left to wait for
-            for key in self.sampler.batch(load.number):
+            for key in self.sampler.batch(next(numbers)):
                 self.dataset[key]
-            load.number += 1
 
-        load.number = 0
+        numbers = count()
 
         def losses() -> None:
             self.criterion(leaves, self.images, self.labels).total.backward()
@@ -101,11 +100,13 @@ def measure(recipe: Recipe, repeats: int) -> tuple[float, float]:
             function()  # settles workers and caches
             times += [seconds(function) for _ in range(repeats)]
     network, iteration = median(networks), median(iterations)
+    parts = bench.parts(repeats)
+    bench.batches.close()
     rates = recipe.batch_size / iteration, recipe.batch_size / network
     print(f"{recipe.precision}: {rates[0]:.2f} images/s; network alone {rates[1]:.2f}; ratio {rates[0] / rates[1]:.3f}")
     print(f"  {'iteration':<42}{1000 * iteration:8.1f} ms")
     print(f"  {'network, forward and backward':<42}{1000 * network:8.1f} ms {network / iteration:7.1%}")
-    for name, part in bench.parts(repeats).items():
+    for name, part in parts.items():
         name += f" ({recipe.workers} workers share it)" if name.startswith("loading") and recipe.workers else ""
         print(f"  {name:<42}{1000 * part:8.1f} ms {part / iteration:7.1%}")
     return rates

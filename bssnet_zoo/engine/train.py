@@ -86,7 +86,7 @@ def train(
                  enabled=process.primary)
 
     stopped = False
-    with StopRequest() as stop, closing(log):
+    with StopRequest() as stop, closing(log), closing(batches):
         log.say(f"{recipe}{len(train_set)} images to train on, {len(val_set)} to validate, iteration {state.iteration}")
         while state.iteration < last and not stopped:
             process.seed(recipe.seed, state.iteration)
