@@ -33,14 +33,15 @@ def parse_device(name: str | None) -> torch.device:
 def run_predict(args: argparse.Namespace) -> int:
     if args.num_classes is not None and args.checkpoint is None:
         raise ValueError("--num-classes needs --checkpoint: the pretrained weights have the classes they have")
+    if args.checkpoint is None and args.model.endswith(".pidnet_in1k"):
+        raise ValueError(f"{args.model} has no trained classifier: it is a trunk to start training from")
     device = parse_device(args.device)
     model = create_model(
         args.model, pretrained=args.checkpoint is None, checkpoint_path=args.checkpoint, num_classes=args.num_classes)
     model = model.eval().to(device, memory_format=torch.channels_last)
-    size = args.size[0] if args.size and len(args.size) == 1 else args.size
     precision = PRECISIONS[args.precision]
     with torch.autocast(device.type, precision, enabled=precision != torch.float32):
-        summary = predict_files(model, args.images, args.out, size)
+        summary = predict_files(model, args.images, args.out, args.size)
     print(summary)
     return 1 if summary.failed else 0
 

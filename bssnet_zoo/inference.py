@@ -69,7 +69,7 @@ class Prediction:
 
     def label_image(self) -> Image.Image:
         """The labels as a palette image: its pixel values are the class ids."""
-        image = Image.fromarray(self.labels, mode="P")
+        image = Image.fromarray(self.labels)
         image.putpalette([channel for colour in self.palette for channel in colour])
         return image
 
@@ -155,11 +155,12 @@ def load_image(image: ImageLike) -> torch.Tensor:
     return _pil_to_tensor(Image.fromarray(image))
 
 
-def _resize(image: torch.Tensor, size: int | Sequence[int]) -> torch.Tensor:
+def check_size(size: int | Sequence[int]) -> list[int]:
+    """The size as a list of the shorter side, or of height and width; ValueError if it is neither."""
     size = [size] if isinstance(size, int) else list(size)
     if len(size) not in (1, 2) or any(s < 1 for s in size):
         raise ValueError(f"size must be the shorter side or (height, width) in pixels, got {size}")
-    return TF.resize(image, size, antialias=True).clamp(0, 1)
+    return size
 
 
 def _logits(model: nn.Module, images: torch.Tensor) -> torch.Tensor:
@@ -204,7 +205,7 @@ def predict(
     rgb = load_image(image)
     cfg = getattr(model, "pretrained_cfg", {})
     parameter = next(model.parameters(), torch.empty(0))
-    images = _resize(rgb, size) if size is not None else rgb
+    images = rgb if size is None else TF.resize(rgb, check_size(size), antialias=True).clamp(0, 1)
     images = TF.normalize(images, cfg.get("mean", IMAGENET_DEFAULT_MEAN), cfg.get("std", IMAGENET_DEFAULT_STD))[None]
     images = images.to(parameter.device, parameter.dtype, memory_format=torch.channels_last)
     training = model.training
@@ -314,6 +315,8 @@ def predict_files(
         ValueError: A folder without images, an output folder that can't be written to.
     """
     out = Path(out)
+    if size is not None:
+        check_size(size)
     files = find_images(paths, exclude=out)
     check_writable(out)
     classes = class_info(model)

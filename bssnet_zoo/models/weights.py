@@ -80,7 +80,11 @@ def _pinned_file(name: str, cache_dir: str | os.PathLike | None) -> Path:
 
 
 def _url_file(url: str, cache_dir: str | os.PathLike | None) -> Path:
-    path = Path(download_cached_file(url, check_hash=True, progress=True, cache_dir=cache_dir))
+    try:
+        path = Path(download_cached_file(url, check_hash=True, progress=True, cache_dir=cache_dir))
+    except OSError as error:
+        raise RuntimeError(f"can't download {url}: {error}. Fetch the file where there is a network and pass it as "
+                           "checkpoint_path") from error
     if not check_cached_file(url, check_hash=True, cache_dir=cache_dir):
         raise RuntimeError(f"{path} has sha256 {sha256(path)}, which does not begin with the hash in its name: "
                            "delete it and try again")

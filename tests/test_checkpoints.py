@@ -1,0 +1,227 @@
+"""Checkpoints of others: every naming is read, and nothing is loaded in part without a word."""
+import argparse
+import logging
+import os
+
+import pytest
+import torch
+from conftest import filled, image
+from safetensors.torch import load_file, save_file
+
+import bssnet_zoo
+from bssnet_zoo.models.checkpoints import convert_names, read_checkpoint
+
+X = image(1, 3, 64, 64)
+
+
+def logits(model):
+    with torch.inference_mode():
+        return model.eval()(X)
+
+
+@pytest.fixture(scope="module")
+def expected(published):
+    return logits(bssnet_zoo.create_model("bssnet_t", num_classes=19, checkpoint_path=published("bssnet_t")))
+
+
+def without_heads(state_dict):
+    return {k: v for k, v in state_dict.items() if not k.startswith(("decode_head.b_", "decode_head.d_", "auxiliary"))}
+
+
+WRAPPINGS = {
+    "bare": lambda s: s,
+    "state_dict": lambda s: {"state_dict": s, "meta": {"epoch": 3}, "optimizer": {"lr": 0.1}},
+    "module": lambda s: {"state_dict": {f"module.{k}": v for k, v in s.items()}},
+    "compiled": lambda s: {"model": {f"_orig_mod.module.{k}": v for k, v in s.items()}},
+    "half": lambda s: {k: v.half() if v.is_floating_point() else v for k, v in s.items()},
+    "mmengine": lambda s: {"state_dict": {**s, "data_preprocessor.mean": torch.zeros(3)}, "message_hub": {}},
+    "without training heads": without_heads,
+    "without counters": lambda s: {k: v for k, v in s.items() if not k.endswith("num_batches_tracked")},
+}
+
+
+@pytest.mark.parametrize("suffix", [".pth", ".safetensors"])
+@pytest.mark.parametrize("wrapping", WRAPPINGS)
+def test_published(wrapping, suffix, expected, tmp_path):
+    checkpoint = WRAPPINGS[wrapping](filled("bssnet_t"))
+    path = tmp_path / f"checkpoint{suffix}"
+    if suffix == ".pth":
+        torch.save(checkpoint, path)
+    elif all(isinstance(v, torch.Tensor) for v in checkpoint.values()):
+        save_file(checkpoint, path)
+    else:
+        pytest.skip("safetensors files are flat")
+    model = bssnet_zoo.create_model("bssnet_t", num_classes=19, checkpoint_path=path)
+    tolerance = 1e-2 if wrapping == "half" else 1e-6
+    assert (logits(model) - expected).abs().max() <= tolerance * expected.abs().max()
+    by_filter = bssnet_zoo.create_model("bssnet_t", pretrained=True, pretrained_cfg_overlay=dict(file=str(path)))
+    assert by_filter.num_classes == 19 and torch.equal(logits(by_filter), logits(model))
+    assert "label_names" not in by_filter.pretrained_cfg
+
+
+@pytest.mark.parametrize("ema", ["state_dict_ema", "model_ema", "ema_state_dict"])
+def test_of_several_copies_the_ema_one(ema, expected, tmp_path, caplog):
+    good = filled("bssnet_t")
+    bad = {k: torch.zeros_like(v) for k, v in good.items()}
+    ema_copy = {"steps": torch.tensor(7), **{f"module.{k}": v for k, v in good.items()}}
+    torch.save({"state_dict": bad, ema: ema_copy}, tmp_path / "both.pth")
+    with caplog.at_level(logging.INFO, logger="bssnet_zoo"):
+        model = bssnet_zoo.create_model("bssnet_t", num_classes=19, checkpoint_path=tmp_path / "both.pth")
+    assert torch.equal(logits(model), expected)
+    assert f"taking the EMA weights, '{ema}'" in caplog.text
+    model = bssnet_zoo.create_model(
+        "bssnet_t", pretrained=True, pretrained_cfg_overlay=dict(file=str(tmp_path / "both.pth")))
+    assert torch.equal(logits(model), expected)
+
+
+def test_native_files(variant, tmp_path):
+    torch.manual_seed(0)
+    model = bssnet_zoo.create_model(variant, num_classes=5, aux_heads=True)
+    torch.save(model.state_dict(), tmp_path / "native.pth")
+    save_file(model.state_dict(), tmp_path / "native.safetensors")
+    for name in ("native.pth", "native.safetensors"):
+        twin = bssnet_zoo.create_model(variant, num_classes=5, aux_heads=True, checkpoint_path=tmp_path / name)
+        assert all(torch.equal(tensor, twin.state_dict()[key]) for key, tensor in model.state_dict().items())
+    assert torch.equal(logits(bssnet_zoo.create_model(variant, num_classes=5, checkpoint_path=tmp_path / name)),
+                       logits(model))
+
+
+def test_training_heads_that_a_checkpoint_lacks_are_logged(tmp_path, caplog):
+    torch.save(without_heads(filled("bssnet_t")), tmp_path / "bare.pth")
+    with caplog.at_level(logging.INFO, logger="bssnet_zoo"):
+        bssnet_zoo.create_model("bssnet_t", num_classes=19, aux_heads=True, checkpoint_path=tmp_path / "bare.pth")
+    assert "left as initialised: border_head.classifier, border_head.conv.bn" in caplog.text
+
+
+@pytest.mark.parametrize("prefix", ["", "model.", "module."])
+def test_pidnet_trunk_sets_the_trunk_alone(prefix, tmp_path, caplog):
+    torch.save({"state_dict": {prefix + k: v for k, v in filled("pidnet_s").items()}}, tmp_path / "pidnet.pth")
+    torch.manual_seed(3)
+    initial = bssnet_zoo.create_model("bssnet_t", aux_heads=True).state_dict()
+    torch.manual_seed(3)
+    with caplog.at_level(logging.INFO, logger="bssnet_zoo"):
+        model = bssnet_zoo.create_model("bssnet_t", aux_heads=True, checkpoint_path=tmp_path / "pidnet.pth")
+    for name, tensor in model.state_dict().items():
+        kept = torch.equal(tensor, initial[name])
+        assert kept != (name.startswith(("stem.", "stages.")) and "num_batches" not in name), name
+    assert caplog.text.count("left as initialised") == 1
+    assert "decoder.border.conv1.conv, " in caplog.text and "stages." not in caplog.text.split("initialised")[1]
+
+
+def test_convert(tmp_path, published, expected):
+    bssnet_zoo.convert_checkpoint(published("bssnet_t"), tmp_path / "out.safetensors", dtype=None)
+    state_dict = load_file(tmp_path / "out.safetensors")
+    assert set(state_dict) == set(bssnet_zoo.create_model("bssnet_t", aux_heads=True, device="meta").state_dict())
+    model = bssnet_zoo.create_model("bssnet_t", num_classes=19, checkpoint_path=tmp_path / "out.safetensors")
+    assert torch.equal(logits(model), expected)
+    bssnet_zoo.convert_checkpoint(published("bssnet_t"), tmp_path / "half.safetensors")
+    assert {t.dtype for t in load_file(tmp_path / "half.safetensors").values()} == {torch.float16, torch.int64}
+    with pytest.raises(ValueError, match=r"must end in .safetensors, got .*out.pth"):
+        bssnet_zoo.convert_checkpoint(published("bssnet_t"), tmp_path / "out.pth")
+    with pytest.raises(FileNotFoundError):
+        bssnet_zoo.convert_checkpoint(tmp_path / "none.pth", tmp_path / "new.safetensors")
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["half.safetensors", "out.safetensors"]
+
+
+def saved(tmp_path, checkpoint):
+    torch.save(checkpoint, tmp_path / "checkpoint.pth")
+    return tmp_path / "checkpoint.pth"
+
+
+class Custom:
+    pass
+
+
+class Evil:
+    def __reduce__(self):
+        return os.mkdir, ("pwned",)
+
+
+class TestRefused:
+    def refuse(self, path, message, model="bssnet_t", error=ValueError, **kwargs):
+        with pytest.raises(error, match=message) as caught:
+            bssnet_zoo.create_model(model, checkpoint_path=path, **kwargs)
+        assert len(str(caught.value).splitlines()) <= 2 and str(path) in str(caught.value)
+        with pytest.raises((ValueError, FileNotFoundError), match=message):
+            bssnet_zoo.create_model(
+                model, pretrained=True, pretrained_cfg_overlay=dict(file=str(path), num_classes=11), **kwargs)
+
+    def test_missing(self, tmp_path):
+        self.refuse(tmp_path / "none.pth", "checkpoint not found: .*none.pth", error=FileNotFoundError)
+
+    @pytest.mark.parametrize("suffix", [".pth", ".safetensors"])
+    def test_truncated(self, suffix, published, tmp_path):
+        whole = published("bssnet_t")
+        if suffix == ".safetensors":
+            save_file(filled("bssnet_t"), tmp_path / "whole.safetensors")
+            whole = tmp_path / "whole.safetensors"
+        path = tmp_path / f"half{suffix}"
+        path.write_bytes(whole.read_bytes()[:100_000])
+        self.refuse(path, "half.* is truncated or not a checkpoint")
+
+    @pytest.mark.parametrize("name", ["page.pth", "page.safetensors"])
+    def test_not_a_checkpoint(self, name, tmp_path):
+        (tmp_path / name).write_text("<html>404</html>" * 100)
+        self.refuse(tmp_path / name, "not a checkpoint")
+
+    def test_code_in_a_pickle(self, tmp_path, monkeypatch):
+        monkeypatch.chdir(tmp_path)
+        self.refuse(saved(tmp_path, {"state_dict": filled("bssnet_t"), "hook": Evil()}),
+                    r"is refused: .*more than tensors and plain containers \(posix.mkdir\)")
+        assert not (tmp_path / "pwned").exists()
+
+    def test_mmengine_objects(self, tmp_path):
+        self.refuse(saved(tmp_path, {"state_dict": filled("bssnet_t"), "message_hub": Custom()}),
+                    r"is refused: .*test_checkpoints.Custom.*which can run code. Save its state_dict alone")
+        self.refuse(saved(tmp_path, {"state_dict": {}, "args": argparse.Namespace(lr=1)}), "argparse.Namespace")
+
+    def test_old_format_pickle(self, tmp_path):
+        path = tmp_path / "old.pth"
+        torch.save({"state_dict": {}, "hook": Custom()}, path, _use_new_zipfile_serialization=False)
+        self.refuse(path, r"is refused: to unpickle it takes more than tensors.*test_checkpoints.Custom\)")
+
+    @pytest.mark.parametrize("checkpoint", [{}, {"fc.weight": torch.zeros(3)}, {"state_dict": {"a": torch.zeros(1)}}])
+    def test_fits_nothing(self, checkpoint, tmp_path):
+        self.refuse(saved(tmp_path, checkpoint), "no names of a BSSNet or PIDNet .*: it has (fc.weight|a|no)")
+
+    def test_not_a_dict(self, tmp_path):
+        self.refuse(saved(tmp_path, [torch.zeros(3)]), "holds list, expected a dict of tensors")
+
+    def test_class_count(self, published):
+        self.refuse(published("bssnet_t"), "has 19 classes, the model 11: .*num_classes=19")
+
+    def test_other_variant(self, published, tmp_path):
+        self.refuse(published("bssnet_b"), "of another model, it fits bssnet_b: .* has shape", num_classes=19)
+        self.refuse(published("bssnet_t"), "of another model, it fits bssnet_t", model="bssnet_b", num_classes=19)
+        self.refuse(saved(tmp_path, filled("pidnet_m")), "of another model, it fits bssnet_b")
+
+    @pytest.mark.parametrize("model", ["bssnet_t", "bssnet_b"])
+    def test_pidnet_l(self, model, tmp_path):
+        self.refuse(saved(tmp_path, filled("pidnet_l")), r"trunk has layers that .*stages\..*L neither", model=model)
+
+    @pytest.mark.parametrize("lost", ["backbone.i_branch_layers.1", "backbone.spp", "decode_head.conv_seg"])
+    def test_incomplete(self, lost, tmp_path):
+        part = {k: v for k, v in filled("bssnet_t").items() if not k.startswith(lost)}
+        self.refuse(saved(tmp_path, part), r"leaves \d+ tensors of the model unset: .*", num_classes=19)
+
+    def test_incomplete_pidnet(self, tmp_path):
+        part = {k: v for k, v in filled("pidnet_s").items() if not k.startswith("layer5.")}
+        self.refuse(saved(tmp_path, part), r"leaves \d+ tensors of the model unset: stages.4.0.conv1.bn.bias.* and")
+
+    def test_unknown_tensors(self, tmp_path):
+        more = {**filled("bssnet_t"), "backbone.attention9.weight": torch.zeros(3)}
+        self.refuse(saved(tmp_path, more), "tensors that this model lacks: backbone.attention9.weight", num_classes=19)
+
+    def test_nothing_is_loaded(self, tmp_path, tiny):
+        before = {k: v.clone() for k, v in tiny.state_dict().items()}
+        part = {k: v for k, v in convert_names(filled("bssnet_t")).items() if "stages.3" not in k}
+        with pytest.raises(ValueError, match="unset|classes"):
+            bssnet_zoo.load_checkpoint(tiny, saved(tmp_path, part))
+        assert all(torch.equal(v, before[k]) for k, v in tiny.state_dict().items())
+
+
+def test_reading_keeps_values(published):
+    state_dict = read_checkpoint(published("bssnet_t"))
+    ours = filled("bssnet_t")
+    assert len(state_dict) == len(ours)
+    assert torch.equal(state_dict["decoder.fuse.convs.1.conv.weight"], ours["backbone.fuse_bdi.conv_y._conv.weight"])

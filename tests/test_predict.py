@@ -1,0 +1,262 @@
+"""Images in, label maps and pictures out; in Python and on the command line."""
+import io
+import re
+import shutil
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from test_pretrained import STREET
+from torchvision.transforms.v2 import functional as TF
+
+import bssnet_zoo
+from bssnet_zoo.cli import main
+from bssnet_zoo.data import CAMVID, CITYSCAPES
+from bssnet_zoo.inference import load_image
+
+SKY, BUILDING, ROAD, CAR = (CAMVID.names.index(name) for name in ("sky", "building", "road", "car"))
+
+
+@pytest.fixture(scope="module")
+def model():
+    return bssnet_zoo.create_model("bssnet_t", pretrained=True).eval()
+
+
+@pytest.fixture(scope="module")
+def prediction(model):
+    return bssnet_zoo.predict(model, STREET, probabilities=True)
+
+
+def test_things_are_where_they_are(prediction):
+    labels = prediction.labels
+    assert labels.shape == (360, 480) and labels.dtype == np.uint8
+    assert (labels[:60, 240:280] == SKY).mean() > 0.9
+    assert (labels[280:, 220:340] == ROAD).mean() > 0.9
+    assert (labels[200:280, 375:470] == CAR).mean() > 0.9
+    assert (labels[20:120, 40:120] == BUILDING).mean() > 0.9
+
+
+def test_is_the_models_own_argmax(model, prediction):
+    x = TF.normalize(load_image(STREET), model.pretrained_cfg["mean"], model.pretrained_cfg["std"])[None]
+    with torch.inference_mode():
+        logits = model(x)
+    assert (logits.argmax(1)[0].numpy() == prediction.labels).mean() > 0.9999
+    assert prediction.probabilities.shape == (11, 360, 480)
+    assert np.allclose(prediction.probabilities.sum(0), 1, atol=1e-5)
+    assert np.abs(prediction.probabilities - logits.softmax(1)[0].numpy()).max() < 1e-4
+    assert bssnet_zoo.predict(model, STREET).probabilities is None
+
+
+def test_every_form_of_an_image(model, prediction, tmp_path):
+    picture = Image.open(STREET)
+    array = np.array(picture)
+    forms = [
+        str(STREET), picture, array, np.dstack([array, np.full(array.shape[:2], 7, np.uint8)]), picture.convert("RGBA"),
+        TF.pil_to_tensor(picture), TF.pil_to_tensor(picture) / 255, (TF.pil_to_tensor(picture) / 255).double(),
+    ]
+    for form in forms:
+        assert (bssnet_zoo.predict(model, form).labels == prediction.labels).mean() > 0.9999
+    grey = bssnet_zoo.predict(model, picture.convert("L"))
+    deep = Image.fromarray(np.array(picture.convert("L")).astype(np.uint16) * 257)
+    deep.save(tmp_path / "deep.png")
+    for form in (deep, tmp_path / "deep.png", np.array(picture.convert("L")), np.array(picture.convert("L"))[..., None],
+                 picture.convert("LA"), torch.from_numpy(np.array(picture.convert("L")) / 255)):
+        assert (bssnet_zoo.predict(model, form).labels == grey.labels).mean() > 0.999
+    palette = picture.quantize(256)
+    assert (bssnet_zoo.predict(model, palette).labels == bssnet_zoo.predict(
+        model, palette.convert("RGB")).labels).all()
+
+
+def test_exif_rotation(model, prediction, tmp_path):
+    turned = Image.open(STREET).transpose(Image.Transpose.ROTATE_90)
+    exif = Image.Exif()
+    exif[0x0112] = 6  # to be shown turned by 90 degrees clockwise
+    turned.save(tmp_path / "turned.png", exif=exif)
+    assert (bssnet_zoo.predict(model, tmp_path / "turned.png").labels == prediction.labels).all()
+
+
+@pytest.mark.parametrize("size", [(1, 1), (7, 50), (31, 31), (40, 20), (33, 47)])
+def test_small_and_odd_images(model, size):
+    result = bssnet_zoo.predict(model, np.full((*size, 3), 128, np.uint8), probabilities=True)
+    assert result.labels.shape == size and result.probabilities.shape == (11, *size)
+    assert result.overlay().width >= size[1]
+
+
+@pytest.mark.parametrize(("size", "seen"), [
+    (180, (180, 240)), ([180], (180, 240)), ((128, 256), (128, 256)), (16, (32, 32))])
+def test_size_is_what_the_network_sees(model, prediction, size, seen):
+    shapes = []
+    handle = model.register_forward_pre_hook(lambda module, args: shapes.append(tuple(args[0].shape[2:])))
+    result = bssnet_zoo.predict(model, STREET, size=size)
+    handle.remove()
+    assert shapes == [seen] and result.labels.shape == (360, 480)
+    if min(seen) > 100:
+        assert (result.labels == prediction.labels).mean() > 0.8
+
+
+def test_leaves_the_model_as_it_was(model):
+    model.train()
+    before = model.stem[0].bn.running_mean.clone()
+    bssnet_zoo.predict(model, STREET, size=64)
+    assert model.training and torch.equal(before, model.stem[0].bn.running_mean)
+    model.eval()
+
+
+def test_half_precision(model, prediction):
+    half = bssnet_zoo.create_model("bssnet_t", pretrained=True).bfloat16()
+    result = bssnet_zoo.predict(half, STREET, probabilities=True)
+    assert (result.labels == prediction.labels).mean() > 0.97 and result.probabilities.dtype == np.float32
+
+
+def test_pictures(prediction):
+    labels = prediction.label_image()
+    assert labels.mode == "P" and (np.array(labels) == prediction.labels).all()
+    buffer = io.BytesIO()
+    labels.save(buffer, "PNG")
+    again = Image.open(buffer)
+    assert again.mode == "P" and (np.array(again) == prediction.labels).all()
+    assert again.convert("RGB").getpixel((300, 350)) == CAMVID.palette[ROAD]
+    overlay = prediction.overlay(legend=False)
+    assert overlay.size == (480, 360)
+    expected = 0.45 * np.array(prediction.image, float) + 0.55 * np.array(labels.convert("RGB"), float)
+    assert np.abs(np.array(overlay, float) - expected).max() <= 1.5
+    with_legend = prediction.overlay()
+    assert with_legend.height > 360 and (np.array(with_legend)[:360, :480] == np.array(overlay)).all()
+    colours = {tuple(c) for c in np.array(with_legend)[360:].reshape(-1, 3)}
+    assert {CAMVID.palette[i] for i in np.unique(prediction.labels)} <= colours
+    with pytest.raises(ValueError, match="alpha must be between 0 and 1, got 2"):
+        prediction.overlay(alpha=2)
+
+
+def test_class_names():
+    assert bssnet_zoo.class_info(bssnet_zoo.create_model("bssnet_t")) == bssnet_zoo.data.CAMVID
+    assert bssnet_zoo.class_info(bssnet_zoo.create_model("bssnet_t", num_classes=19)) == CITYSCAPES
+    three = bssnet_zoo.class_info(bssnet_zoo.create_model("bssnet_t", num_classes=3))
+    assert three.names == ("class_0", "class_1", "class_2") and len(set(three.palette)) == 3
+    assert len(set(bssnet_zoo.class_info(bssnet_zoo.create_model("bssnet_t", num_classes=150)).palette)) == 150
+
+
+@pytest.mark.parametrize(("image", "error", "message"), [
+    ("none.png", FileNotFoundError, "image not found: none.png"),
+    (np.zeros((4, 4, 3)), ValueError, "uint8 array or a float tensor.* not float64"),
+    (np.zeros((4, 4, 2), np.uint8), ValueError, r"must have shape \(H, W\), .* got \(4, 4, 2\)"),
+    (np.zeros((0, 4, 3), np.uint8), ValueError, r"got \(0, 4, 3\)"),
+    (torch.full((3, 4, 4), 200.), ValueError, r"must lie in \[0, 1\], got values from 200 to 200"),
+    (torch.full((3, 4, 4), torch.nan), ValueError, r"must lie in \[0, 1\]"),
+    (torch.zeros(2, 3, 4, 4), ValueError, r"must have shape \(3, H, W\) or \(1, H, W\), got \(2, 3, 4, 4\)"),
+    (torch.zeros(3, 4, 4, dtype=torch.int64), ValueError, "not torch.int64"),
+    (None, ValueError, "not NoneType"),
+])
+def test_bad_images(model, image, error, message):
+    with pytest.raises(error, match=message):
+        bssnet_zoo.predict(model, image)
+
+
+@pytest.mark.parametrize("size", [0, (0, 5), (1, 2, 3), -4])
+def test_bad_size(model, size):
+    with pytest.raises(ValueError, match="size must be the shorter side or"):
+        bssnet_zoo.predict(model, STREET, size=size)
+
+
+@pytest.mark.parametrize(("kwargs", "message"), [
+    (dict(num_classes=0), "num_classes=0 and gives features"),
+    (dict(in_chans=4), "reads RGB images, the model takes 4 channels"),
+    (dict(features_only=True), "gives a list, not logits"),
+])
+def test_bad_models(kwargs, message):
+    with pytest.raises(ValueError, match=message):
+        bssnet_zoo.predict(bssnet_zoo.create_model("bssnet_t", **kwargs), STREET)
+
+
+class TestCommandLine:
+    def test_predict(self, tmp_path, capsys, prediction):
+        folder = tmp_path / "drive" / "day"
+        folder.mkdir(parents=True)
+        Image.open(STREET).save(folder / "a.webp", lossless=True)
+        Image.open(STREET).resize((96, 72)).save(folder / "a.jpg")
+        Image.open(STREET).resize((96, 72)).save(tmp_path / "drive" / "b.PNG")
+        out = tmp_path / "drive" / "out"
+        assert main(["predict", str(tmp_path / "drive"), str(STREET), "--out", str(out)]) == 0
+        assert sorted(str(p.relative_to(out)) for p in out.rglob("*.png")) == [
+            "b_labels.png", "b_overlay.png", "day/a-2_labels.png", "day/a-2_overlay.png", "day/a_labels.png",
+            "day/a_overlay.png", "street_labels.png", "street_overlay.png"]
+        labels = Image.open(out / "street_labels.png")
+        assert labels.mode == "P" and (np.array(labels) == prediction.labels).mean() > 0.9999
+        text = capsys.readouterr().out
+        assert "4 images in " in text and "images/s" in text and "building " in text
+        assert sum(float(line.split()[1][:-1]) for line in text.splitlines()[:11]) == pytest.approx(100, abs=1)
+        assert main(["predict", str(tmp_path / "drive"), "--out", str(out)]) == 0  # its own results are no input
+        assert "3 images in " in capsys.readouterr().out
+
+    def test_goes_on_after_unreadable_files(self, tmp_path, capsys):
+        (tmp_path / "text.png").write_text("no image")
+        (tmp_path / "half.png").write_bytes(STREET.read_bytes()[:50_000])
+        shutil.copy(STREET, tmp_path / "whole.png")
+        out = tmp_path / "out"
+        assert main(["predict", str(tmp_path), str(tmp_path / "none.jpg"), "--out", str(out), "--size", "64"]) == 1
+        assert sorted(p.name for p in out.iterdir()) == ["whole_labels.png", "whole_overlay.png"]
+        text = capsys.readouterr().out
+        assert "1 images in" in text and text.count("failed: ") == 3
+        assert "failed: image not found: " in text and "can't read an image from" in text
+
+    @pytest.mark.parametrize("precision", ["bfloat16", "float16"])
+    def test_precision_and_size(self, precision, tmp_path, prediction):
+        assert main(["predict", str(STREET), "--out", str(tmp_path), "--precision", precision, "--size", "360", "480",
+                     "--device", "cpu", "--model", "bssnet_t.camvid"]) == 0
+        assert (np.array(Image.open(tmp_path / "street_labels.png")) == prediction.labels).mean() > 0.97
+
+    def test_checkpoint(self, tmp_path, published):
+        assert main(["predict", str(STREET), "--out", str(tmp_path), "--checkpoint", str(published("bssnet_t")),
+                     "--num-classes", "19", "--size", "64"]) == 0
+        assert (tmp_path / "street_overlay.png").exists()
+
+    def test_convert(self, tmp_path, published):
+        target = tmp_path / "ours.safetensors"
+        assert main(["convert", str(published("bssnet_t")), str(target), "--dtype", "keep"]) == 0
+        bssnet_zoo.create_model("bssnet_t", num_classes=19, checkpoint_path=target)
+
+    def test_list(self, capsys):
+        assert main(["list"]) == 0
+        rows = {line.split()[0]: line for line in capsys.readouterr().out.splitlines()}
+        assert "8.39 M" in rows["bssnet_t.camvid"] and "48.74" in rows["bssnet_t.pidnet_in1k"]
+        assert "32.07 M" in rows["bssnet_b.camvid"] and "231.93" in rows["bssnet_b.pidnet_in1k"]
+        assert "56.57 (CamVid test)" in rows["bssnet_t.camvid"] and "17.4" in rows["bssnet_t.camvid"]
+
+    @pytest.mark.parametrize(("argv", "message"), [
+        (["predict", "STREET", "--model", "bssnet_x"], "unknown model 'bssnet_x'. Did you mean"),
+        (["predict", "STREET", "--model", "bssnet_t.ade"], "unknown tag 'ade' of bssnet_t"),
+        (["predict", "STREET", "--model", "bssnet_t.pidnet_in1k"], "has no trained classifier"),
+        (["predict", "STREET", "--device", "warp"], "device 'warp' is unknown or not there; there is cpu"),
+        (["predict", "STREET", "--device", "cuda:77"], "device 'cuda:77' is unknown or not there"),
+        (["predict", "STREET", "--checkpoint", "none.pth"], "checkpoint not found: none.pth"),
+        (["predict", "STREET", "--num-classes", "4"], "--num-classes needs --checkpoint"),
+        (["predict", "STREET", "--size", "1", "2", "3"], "size must be"),
+        (["predict", "STREET", "--out", "STREET"], "can't write to the output folder .*street.png"),
+        (["predict", "STREET", "--out", "/dev/null/x"], "can't write to the output folder /dev/null/x: Not a"),
+        (["predict", "EMPTY"], "no images in .*: looked for .bmp"),
+        (["convert", "none.pth", "out.safetensors"], "checkpoint not found: none.pth"),
+        (["convert", "none.pth", "out.bin"], "must end in .safetensors, got out.bin"),
+    ])
+    def test_errors(self, argv, message, tmp_path, capsys, monkeypatch):
+        monkeypatch.chdir(tmp_path)
+        empty = tmp_path / "empty"
+        empty.mkdir()
+        argv = [{"STREET": str(STREET), "EMPTY": str(empty)}.get(word, word) for word in argv]
+        assert main(argv) == 2
+        error = capsys.readouterr().err
+        assert error.startswith("bssnet-zoo: error: ") and len(error.splitlines()) == 1
+        assert re.search(message, error)
+        assert [p.name for p in tmp_path.iterdir()] == ["empty"]
+
+    @pytest.mark.parametrize("verb", [[], ["predict"], ["list"], ["convert"]])
+    def test_help(self, verb, capsys):
+        with pytest.raises(SystemExit) as stop:
+            main([*verb, "--help"])
+        assert stop.value.code == 0 and "usage: bssnet-zoo" in capsys.readouterr().out
+
+    def test_module_and_version(self):
+        run = subprocess.run([sys.executable, "-m", "bssnet_zoo", "--version"], capture_output=True, text=True)
+        assert run.stdout.strip() == f"bssnet-zoo {bssnet_zoo.__version__}"

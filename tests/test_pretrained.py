@@ -1,0 +1,209 @@
+"""Pretrained weights: bundled, offline, hashed; and the public PIDNet trunks, from a server on this machine."""
+import hashlib
+import http.server
+import logging
+import shutil
+import subprocess
+import sys
+import threading
+from functools import partial
+from pathlib import Path
+
+import pytest
+import timm
+import torch
+from conftest import filled
+from PIL import Image
+from timm.models import adapt_input_conv
+from torchvision.transforms.v2 import functional as TF
+
+import bssnet_zoo
+from bssnet_zoo.models import weights
+
+ROOT = Path(__file__).parents[1]
+STREET = weights.ASSETS / "street.png"
+
+
+@pytest.fixture(scope="module")
+def street():
+    x = TF.to_dtype(TF.pil_to_tensor(Image.open(STREET)), torch.float32, scale=True)
+    return TF.normalize(x, (0.485, 0.456, 0.406), (0.229, 0.224, 0.225))[None]
+
+
+def logits(model, x):
+    with torch.inference_mode():
+        return model.eval()(x)
+
+
+def test_the_three_ways_give_the_same_logits(variant, street):
+    expected = logits(bssnet_zoo.create_model(variant, pretrained=True), street)
+    assert expected.shape == (1, 11, 360, 480)
+    for model in (
+            timm.create_model(variant, pretrained=True),
+            timm.create_model(f"{variant}.camvid", pretrained=True),
+            torch.hub.load(str(ROOT), variant, pretrained=True, source="local", trust_repo=True),
+    ):
+        assert torch.equal(logits(model, street), expected)
+
+
+def test_config(variant):
+    model = bssnet_zoo.create_model(variant, pretrained=True)
+    cfg = model.pretrained_cfg
+    assert cfg["num_classes"] == 11 and tuple(cfg["input_size"]) == (3, 360, 480) and cfg["tag"] == "camvid"
+    assert tuple(cfg["mean"]) == (0.485, 0.456, 0.406) and tuple(cfg["std"]) == (0.229, 0.224, 0.225)
+    assert cfg["label_names"][3] == "road" and cfg["label_descriptions"]["road"] == "#804080"
+    assert bssnet_zoo.class_info(model).palette[3] == (128, 64, 128)
+    assert "file" not in cfg and "state_dict" not in cfg
+    assert {p.dtype for p in model.parameters()} == {torch.float32}
+    assert cfg == bssnet_zoo.create_model(variant).pretrained_cfg
+    assert 50 < weights.WEIGHTS[f"{variant}.camvid"].metrics["miou"] < 100
+
+
+def test_training_heads(variant, street, caplog):
+    with caplog.at_level(logging.INFO, logger="bssnet_zoo"):
+        with_heads = bssnet_zoo.create_model(variant, pretrained=True, aux_heads=True)
+        without = bssnet_zoo.create_model(variant, pretrained=True)
+    assert "initialised" not in caplog.text and "head" not in caplog.text
+    assert torch.equal(logits(with_heads, street), logits(without, street))
+    with torch.no_grad():
+        output = with_heads.train()(street.repeat(2, 1, 1, 1))
+    small = torch.nn.functional.interpolate(street, output.spatial.shape[-2:], mode="area")
+    assert (output.spatial - small).abs().mean() < 0.5 * small.abs().mean()  # it reconstructs the image
+    assert not [name for name in without.state_dict() if name.startswith(("border_head", "spatial_head", "fcn_heads"))]
+
+
+def test_another_class_count_keeps_all_but_the_classifiers(variant):
+    torch.manual_seed(0)
+    model = bssnet_zoo.create_model(variant, pretrained=True, num_classes=7, aux_heads=True).state_dict()
+    full = bssnet_zoo.create_model(variant, pretrained=True, aux_heads=True).state_dict()
+    changed = [name for name, tensor in full.items() if not torch.equal(tensor, model[name])]
+    assert {name.rpartition(".")[0] for name in changed} == {
+        "head.classifier", "fcn_heads.0.classifier", "fcn_heads.1.classifier"}
+    assert model["head.classifier.weight"].shape[0] == 7
+
+
+@pytest.mark.parametrize("num_classes", [0, 7])
+def test_num_classes_without_training_heads(num_classes):
+    model = bssnet_zoo.create_model("bssnet_t", pretrained=True, num_classes=num_classes)
+    full = bssnet_zoo.create_model("bssnet_t", pretrained=True)
+    assert torch.equal(model.head.conv.conv.weight, full.head.conv.conv.weight)
+
+
+@pytest.mark.parametrize("in_chans", [1, 4])
+@pytest.mark.parametrize("aux_heads", [False, True])
+def test_in_chans_adapts_the_first_conv(variant, in_chans, aux_heads):
+    model = bssnet_zoo.create_model(variant, pretrained=True, in_chans=in_chans, aux_heads=aux_heads)
+    full = bssnet_zoo.create_model(variant, pretrained=True)
+    expected = adapt_input_conv(in_chans, full.stem[0].conv.weight.detach())
+    assert torch.allclose(model.stem[0].conv.weight, expected, atol=1e-3)
+    assert torch.equal(model.head.classifier.weight, full.head.classifier.weight)
+    assert logits(model, torch.randn(1, in_chans, 64, 64)).shape == (1, 11, 64, 64)
+
+
+def test_pretrained_features(variant, street):
+    net = timm.create_model(variant, pretrained=True, features_only=True, out_indices=(2,)).eval()
+    whole = bssnet_zoo.create_model(variant, pretrained=True).eval()
+    with torch.inference_mode():
+        assert torch.equal(net(street)[0], whole.forward_intermediates(street, [2], intermediates_only=True)[0])
+
+
+@pytest.mark.parametrize("change", ["flipped byte", "truncated"])
+def test_a_bundled_file_with_the_wrong_hash_is_refused(change, tmp_path, monkeypatch):
+    path = tmp_path / "bssnet_t.camvid.safetensors"
+    shutil.copy(weights.WEIGHTS["bssnet_t.camvid"].path, path)
+    with open(path, "r+b") as file:
+        if change == "truncated":
+            file.truncate(1000)
+        else:
+            file.seek(1_000_000)
+            byte = file.read(1)[0]
+            file.seek(1_000_000)
+            file.write(bytes([byte ^ 1]))
+    monkeypatch.setattr(weights, "ASSETS", tmp_path)
+    found = hashlib.sha256(path.read_bytes()).hexdigest()
+    with pytest.raises(RuntimeError, match=rf"has sha256 {found}, expected dab12c02\w+: the file is damaged"):
+        bssnet_zoo.create_model("bssnet_t", pretrained=True)
+
+
+def test_what_the_caller_names_comes_first(tmp_path, published):
+    model = timm.create_model(
+        "bssnet_t", pretrained=True, pretrained_cfg_overlay=dict(file=str(published("bssnet_t")), num_classes=19))
+    assert torch.equal(model.head.classifier.weight, filled("bssnet_t")["decode_head.conv_seg.weight"])
+    state_dict = {k: v + 1 if v.is_floating_point() else v for k, v in model.state_dict().items()}
+    model = timm.create_model(
+        "bssnet_t", pretrained=True, pretrained_cfg_overlay=dict(state_dict=state_dict, num_classes=19))
+    assert torch.equal(model.stem[0].conv.weight, state_dict["stem.0.conv.weight"])
+
+
+def test_a_saved_folder_loads_through_timm(tmp_path, street):
+    model = bssnet_zoo.create_model("bssnet_t", pretrained=True)
+    timm.models.save_for_hf(model, tmp_path, safe_serialization=True)
+    again = timm.create_model(f"local-dir:{tmp_path}", pretrained=True)
+    assert torch.equal(logits(again, street), logits(model, street))
+    assert bssnet_zoo.class_info(again) == bssnet_zoo.class_info(model)
+    assert torch.equal(logits(bssnet_zoo.create_model(f"local-dir:{tmp_path}", pretrained=True), street),
+                       logits(model, street))
+
+
+@pytest.fixture
+def trunk_server(tmp_path):
+    """PIDNet trunks under names of the public release's pattern, served over HTTP; gives URLs by size."""
+    folder = tmp_path / "served"
+    folder.mkdir()
+    urls = {}
+    handler = type("Quiet", (http.server.SimpleHTTPRequestHandler,), {"log_message": lambda *args: None})
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), partial(handler, directory=folder))
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    for size in ("s", "m"):
+        torch.save(filled(f"pidnet_{size}"), folder / "trunk.pth")
+        digest = hashlib.sha256((folder / "trunk.pth").read_bytes()).hexdigest()
+        name = f"pidnet-{size}_imagenet1k_20230306-{digest[:8]}.pth"
+        (folder / "trunk.pth").rename(folder / name)
+        urls[size] = f"http://127.0.0.1:{server.server_port}/{name}"
+    yield urls, folder
+    server.shutdown()
+
+
+def test_pidnet_tag(variant, trunk_server, tmp_path, caplog):
+    urls, _ = trunk_server
+    url = urls[{"bssnet_t": "s", "bssnet_b": "m"}[variant]]
+    with caplog.at_level(logging.INFO, logger="bssnet_zoo"):
+        model = timm.create_model(
+            f"{variant}.pidnet_in1k", pretrained=True, pretrained_cfg_overlay=dict(url=url), cache_dir=tmp_path)
+    assert model.num_classes == 19
+    state_dict = filled({"bssnet_t": "pidnet_s", "bssnet_b": "pidnet_m"}[variant])
+    assert torch.equal(model.stages[2][0].conv1.conv.weight, state_dict["layer3.0.conv1.weight"])
+    assert caplog.text.count("left as initialised") == 1
+    registered = timm.get_pretrained_cfg(f"{variant}.pidnet_in1k")
+    assert registered.url.startswith("https://download.openmmlab.com/") and registered.url.endswith(
+        {"bssnet_t": "-715e6273.pth", "bssnet_b": "-39893c52.pth"}[variant])
+
+
+def test_a_downloaded_file_with_the_wrong_hash_is_refused(trunk_server, tmp_path):
+    urls, folder = trunk_server
+    served = folder / urls["s"].rpartition("/")[2]
+    served.write_bytes(served.read_bytes() + b"x")
+    overlay, cache = dict(url=urls["s"]), tmp_path / "cache"
+    with pytest.raises(RuntimeError, match="invalid hash value"):
+        bssnet_zoo.create_model(
+            "bssnet_t.pidnet_in1k", pretrained=True, pretrained_cfg_overlay=overlay, cache_dir=cache)
+    assert not list(cache.iterdir())
+    shutil.copy(served, cache)  # and when it is in the cache already
+    with pytest.raises(RuntimeError, match=r"has sha256 \w+, which does not begin with the hash in its name"):
+        bssnet_zoo.create_model(
+            "bssnet_t.pidnet_in1k", pretrained=True, pretrained_cfg_overlay=overlay, cache_dir=cache)
+
+
+def test_no_network(tmp_path):
+    with pytest.raises(RuntimeError, match="can't download http://127.0.0.1:9/trunk.pth: .*checkpoint_path"):
+        bssnet_zoo.create_model("bssnet_t.pidnet_in1k", pretrained=True, cache_dir=tmp_path,
+                                pretrained_cfg_overlay=dict(url="http://127.0.0.1:9/trunk.pth"))
+
+
+@pytest.mark.slow
+def test_import_time():
+    """Importing takes at most 1.2 times what timm and torchvision take, which it imports itself: median of 5."""
+    code = ("from time import perf_counter as now; start = now(); import timm, torchvision; base = now() - start; "
+            "import bssnet_zoo; print((now() - start) / base)")
+    runs = [subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True) for _ in range(5)]
+    assert sorted(float(run.stdout) for run in runs)[2] <= 1.2
