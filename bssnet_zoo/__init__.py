@@ -1,6 +1,7 @@
 """BSSNet as a timm-style model zoo: real-time semantic segmentation of road scenes."""
 from .layers import LUAFM, PAPPM, UMF
 from .losses import BoundaryLoss, BSSNetLoss, OhemCrossEntropyLoss
+from .metrics import BoundaryF1, ConfusionMatrix
 from .models import BSSNet, BSSNetOutput, convert_checkpoint, create_model, list_models, load_checkpoint
 
 __version__ = "0.1.0"
@@ -12,7 +13,9 @@ __all__ = [
     "BSSNet",
     "BSSNetLoss",
     "BSSNetOutput",
+    "BoundaryF1",
     "BoundaryLoss",
+    "ConfusionMatrix",
     "OhemCrossEntropyLoss",
     "__version__",
     "convert_checkpoint",
