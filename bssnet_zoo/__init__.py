@@ -2,6 +2,7 @@
 from .inference import Prediction, class_info, predict
 from .layers import LUAFM, PAPPM, UMF
 from .losses import BoundaryLoss, BSSNetLoss, OhemCrossEntropyLoss
+from .metrics import BoundaryF1, ConfusionMatrix
 from .models import BSSNet, BSSNetOutput, convert_checkpoint, create_model, list_models, load_checkpoint
 
 __version__ = "0.1.0"
@@ -13,7 +14,9 @@ __all__ = [
     "BSSNet",
     "BSSNetLoss",
     "BSSNetOutput",
+    "BoundaryF1",
     "BoundaryLoss",
+    "ConfusionMatrix",
     "OhemCrossEntropyLoss",
     "Prediction",
     "__version__",

@@ -184,7 +184,7 @@ def evaluate(
     indices = range(process.rank, len(dataset), process.world_size)
     loader = DataLoader(Subset(dataset, indices), batch_size=1, num_workers=workers)
     confusion = ConfusionMatrix(num_classes, ignore_index=dataset.ignore_index, device=device)
-    boundary = BoundaryF1(num_classes, ignore_index=dataset.ignore_index)
+    boundary = BoundaryF1(num_classes, ignore_index=dataset.ignore_index, device=device)
     writer = PredictionWriter(dataset, save_dir) if save_dir is not None else None
 
     training = model.training
