@@ -190,6 +190,7 @@ class TestCommand:
     @pytest.mark.parametrize("args, message", [
         (["--model", "bssnet_t"], "say what to evaluate on: --data camvid:DIR"),
         (["--data", "FOLDER"], "the model has 11 classes, the data set 3"),
+        (["--data", "FOLDER", "--model", "bssnet_t.pidnet_in1k"], "has no trained classifier"),
         (["--data", "FOLDER", "--sliding-window", "3"], "height and width, or nothing"),
     ])
     def test_errors(self, folder, args, message, capsys):

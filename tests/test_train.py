@@ -61,7 +61,7 @@ def tiny_recipe(tmp_path_factory) -> Recipe:
     data = write_folder(tmp_path_factory.mktemp("data"), train=16, val=2)
     return Recipe(
         data=data, base_size=(64, 96), crop_size=(64, 96), epochs=2, batch_size=4, opt="sgd", lr=0.005, ema_decay=0.9,
-        workers=0, checkpoint_every=1, validate_every=2, device="cpu")
+        workers=0, checkpoint_every=100, validate_every=2, device="cpu")
 
 
 def rows(path: Path) -> list[dict[str, str]]:
@@ -284,6 +284,11 @@ class TestResume:
             assert a == b
         assert not (tmp_path / "run" / ".last-a1b2c3d4.pth").exists()
 
+    def test_validation_by_epochs(self, tiny_recipe, tmp_path):
+        """Sixteen images in batches of 3 are five iterations and a third: epochs end in iterations 6, 11 and 16."""
+        train(replace(tiny_recipe, batch_size=3, epochs=3, validate_every=1, crop_size=(32, 32), lr=1e-4), tmp_path)
+        assert [int(row["iteration"]) for row in rows(tmp_path / "val.csv")] == [6, 11, 16]
+
     def test_stop_epoch(self, finished, tiny_recipe, tmp_path, capsys):
         assert train(tiny_recipe, tmp_path, stop_epoch=1).iteration == 4
         assert f"bssnet-zoo train --resume {tmp_path}" in capsys.readouterr().out
@@ -323,7 +328,7 @@ class TestResume:
 
         monkeypatch.setattr(train_module, "BSSNetLoss", Diverging)
         with pytest.raises(RuntimeError, match=r"loss nan, .* in iteration 3, with .*png, .*png") as error:
-            train(tiny_recipe, tmp_path)
+            train(replace(tiny_recipe, checkpoint_every=1), tmp_path)
         dataset, _ = open_datasets(tiny_recipe)
         for _, index in train_sampler(dataset, tiny_recipe, CPU, 0).batch(2):
             assert str(dataset.files[index][0]) in str(error.value)
@@ -377,6 +382,11 @@ class TestGradients:
             assert torch.allclose(found, expected, rtol=1e-4, atol=1e-5 * expected.abs().max().item())
         assert run.stdout.count("validation after iteration 1") == 1
         assert sum(float(row["pixel_accuracy"]) for row in rows(tmp_path / "run" / "val.csv")) > 0
+
+    def test_no_sync_bn_on_the_cpu(self, tiny_recipe, capsys):
+        model = create_student(tiny_recipe, 3, Process(CPU.device, 0, 2))
+        assert not any(isinstance(module, nn.SyncBatchNorm) for module in model.modules())
+        assert "SyncBN does not exist on cpu: plain BatchNorm" in capsys.readouterr().out
 
     def test_batch_that_cannot_be_shared(self, tiny_recipe):
         dataset, _ = open_datasets(tiny_recipe)

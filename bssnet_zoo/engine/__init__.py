@@ -1,1 +1,1 @@
-"""Training and evaluation."""
+"""Training and evaluation: `recipes.Recipe` and `recipes.RECIPES`, `train.train`, `evaluate.evaluate`."""

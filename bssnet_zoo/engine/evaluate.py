@@ -187,18 +187,20 @@ def evaluate(
     boundary = BoundaryF1(num_classes, ignore_index=dataset.ignore_index, device=device)
     writer = PredictionWriter(dataset, save_dir) if save_dir is not None else None
 
-    training = model.training
-    model.eval()
     start = time.perf_counter()
     predictions = _predictions(model, loader, device, PRECISIONS[precision], scales, flip, sliding_window)
     silent = not (progress and process.primary and sys.stderr.isatty())
-    for index, (prediction, labels) in zip(indices, tqdm(predictions, total=len(indices), unit="image", leave=False,
-                                                         disable=silent), strict=True):
-        confusion.update(prediction, labels)
-        boundary.update(prediction, labels)
-        if writer is not None:
-            writer.write(index, prediction[0])
-    model.train(training)
+    predictions = tqdm(predictions, total=len(indices), unit="image", leave=False, disable=silent)
+    training = model.training
+    model.eval()
+    try:
+        for index, (prediction, labels) in zip(indices, predictions, strict=True):
+            confusion.update(prediction, labels)
+            boundary.update(prediction, labels)
+            if writer is not None:
+                writer.write(index, prediction[0])
+    finally:
+        model.train(training)
     confusion.reduce()
     boundary.reduce()
     return Evaluation(
@@ -248,10 +250,13 @@ def run(args: argparse.Namespace) -> int:
         raise ValueError(f"--sliding-window takes height and width, or nothing, got {len(args.sliding_window)} number")
     split = args.split or (recipe.val_split if recipe else "test" if data.startswith("camvid:") else "val")
     size = args.size or (recipe and recipe.val_size)
+    model_name = args.model or (recipe.model if recipe else "bssnet_t")
+    if args.checkpoint is None and model_name.endswith(".pidnet_in1k"):
+        raise ValueError(f"{model_name} has no trained classifier: it is a trunk to start training from")
     process = init_process(args.device)
     dataset = open_dataset(data, split, EvalTransform(size=size))
     kwargs = {"checkpoint_path": args.checkpoint, "num_classes": len(dataset.classes.names)} if args.checkpoint else {}
-    model = create_model(args.model or (recipe.model if recipe else "bssnet_t"), pretrained=not kwargs, **kwargs)
+    model = create_model(model_name, pretrained=not kwargs, **kwargs)
     result = evaluate(
         model.to(process.device, memory_format=torch.channels_last), dataset,
         scales=args.scales, flip=args.flip, sliding_window=args.sliding_window or args.sliding_window == [],

@@ -101,7 +101,7 @@ def create_state(model: nn.Module, recipe: Recipe, iterations: int) -> TrainStat
     """
     optimizer = create_optimizer_v2(
         model, opt=recipe.opt, lr=recipe.lr, momentum=recipe.momentum, weight_decay=recipe.weight_decay,
-        filter_bias_and_bn=not recipe.decay_all, layer_decay=recipe.layer_decay)
+        filter_bias_and_bn=not recipe.decay_all, layer_decay=recipe.layer_decay, foreach=True)
     # the average must forget the first, random weights: its decay rises as iteration / (10 + iteration)
     ema = ModelEmaV3(model, decay=recipe.ema_decay, use_warmup=True, warmup_gamma=10, warmup_power=1)
     scheduler = PolyLRScheduler(

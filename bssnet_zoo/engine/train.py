@@ -65,17 +65,16 @@ def train(
     process = init_process(recipe.device)
     checkpoint = open_run_folder(Path(output), recipe, resume, process.primary)
     train_set, val_set = open_datasets(recipe)
-    if process.primary and not resume:
+    if process.primary and not checkpoint.exists():
         check_dataset(train_set)
         check_dataset(val_set)
     epoch = len(train_set) / recipe.batch_size  # in iterations
     iterations = recipe.iterations or math.ceil(recipe.epochs * epoch)
     last = min(iterations, math.ceil(stop_epoch * epoch)) if stop_epoch else iterations
-    validate_every = max(1, math.ceil(recipe.validate_every * epoch))
 
     classes = train_set.classes
     state = create_state(create_student(recipe, len(classes.names), process), recipe, iterations)
-    if resume and checkpoint.exists():
+    if checkpoint.exists():
         state.load(checkpoint)
     model = wrap_model(state.model, recipe, process)
     teacher = prepare_teacher(teacher, recipe, len(classes.names), process)
@@ -101,7 +100,7 @@ def train(
             update_weights(state)
             log.iteration(state.iteration, state.iteration / epoch, lr, values)
 
-            validated = state.iteration % validate_every == 0 or state.iteration == last
+            validated = state.iteration % (recipe.validate_every * epoch) < 1 or state.iteration == last
             if validated:
                 validate(state, val_set, recipe, process, log, checkpoint.parent)
             if process.primary and (validated or stopped or state.iteration % recipe.checkpoint_every == 0):
@@ -159,7 +158,11 @@ def forward_backward(
 def clip_gradients(state: TrainState, recipe: Recipe) -> torch.Tensor:
     """Clips the gradients if the recipe says so. Returns their norm before that."""
     state.scaler.unscale_(state.optimizer)
-    return nn.utils.clip_grad_norm_(state.model.parameters(), recipe.clip_grad or math.inf)
+    parameters = [parameter for parameter in state.model.parameters() if parameter.grad is not None]
+    norm = nn.utils.get_total_norm([parameter.grad for parameter in parameters])
+    if recipe.clip_grad is not None:
+        nn.utils.clip_grads_with_norm_(parameters, recipe.clip_grad, norm)
+    return norm
 
 
 def update_weights(state: TrainState) -> None:
