@@ -5,6 +5,8 @@ import torch
 import torch.distributed as dist
 from timm.utils.distributed import init_distributed_device_so, reduce_tensor
 
+from ..device import parse_device
+
 __all__ = ["Process", "init_process"]
 
 
@@ -34,15 +36,12 @@ def init_process(device: str | None = None) -> Process:
     """Joins the processes that torchrun (or SLURM) started, if it did.
 
     Args:
-        device: cpu, cuda or cuda:1; None for cuda if there is one, else cpu. With several processes each takes its own
-            GPU.
+        device: cpu, cuda, cuda:1 or mps; None for the best there is. With several processes each takes its own GPU.
 
     Raises:
         ValueError: A device that isn't there.
     """
-    device = device or ("cuda" if torch.cuda.is_available() else "cpu")
-    if device.startswith("cuda") and not torch.cuda.is_available():
-        raise ValueError(f"device '{device}' is not there: this PyTorch sees no GPU; --device cpu works everywhere")
+    device = str(parse_device(device))
     if dist.is_initialized():
         return Process(torch.device(device), dist.get_rank(), dist.get_world_size())
     found = init_distributed_device_so(device)

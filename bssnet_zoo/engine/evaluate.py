@@ -16,11 +16,12 @@ from tqdm import tqdm
 
 from ..data.datasets import open_dataset
 from ..data.transforms import EvalTransform
+from ..device import PRECISIONS
 from ..metrics import BoundaryF1, ConfusionMatrix
 from ..models import create_model
 from .distributed import Process, init_process
 from .predictions import PredictionWriter
-from .recipes import PRECISIONS, Recipe, load_recipe
+from .recipes import Recipe, load_recipe
 
 __all__ = ["Evaluation", "add_eval_arguments", "evaluate", "multi_scale_probabilities", "sliding_window_logits"]
 

@@ -6,14 +6,13 @@ from pathlib import Path
 from types import UnionType
 from typing import Any, get_args, get_type_hints
 
-import torch
 import yaml
 
+from ..data.classes import CAMVID, CITYSCAPES
+from ..device import PRECISIONS
 from ..files import atomic_path
 
 __all__ = ["RECIPES", "Recipe", "add_recipe_arguments", "load_recipe", "recipe_from_arguments", "save_recipe"]
-
-PRECISIONS = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
 def option(default: Any, text: str) -> Any:
@@ -102,17 +101,12 @@ class Recipe:
         return yaml.safe_dump(values, sort_keys=False, default_flow_style=None, width=120)
 
 
-CAMVID_WEIGHTS = (1.779, 1.362, 4.616, 1.131, 2.906, 2.158, 7.213, 4.064, 3.227, 4.845, 4.871)
-CITYSCAPES_WEIGHTS = (
-    0.8373, 0.918, 0.866, 1.0345, 1.0166, 0.9969, 0.9754, 1.0489, 0.8786, 1.0023, 0.9539, 0.9843, 1.1116, 0.9037,
-    1.0865, 1.0955, 1.0865, 1.1529, 1.0507)
-
 _CITYSCAPES = Recipe(
     init="pidnet_in1k", data="cityscapes:data/cityscapes", base_size=(1024, 2048), crop_size=(1024, 1024),
-    val_size=(1024, 2048), class_weights=CITYSCAPES_WEIGHTS, iterations=120_000, validate_every=10, workers=4)
+    val_size=(1024, 2048), class_weights=CITYSCAPES.class_weights, iterations=120_000, validate_every=10, workers=4)
 _CAMVID = replace(
     _CITYSCAPES, data="camvid:data/camvid", train_split="trainval", val_split="test", base_size=(720, 960),
-    crop_size=(720, 960), val_size=(720, 960), class_weights=CAMVID_WEIGHTS, iterations=10_000, lr=0.00025)
+    crop_size=(720, 960), val_size=(720, 960), class_weights=CAMVID.class_weights, iterations=10_000, lr=0.00025)
 _NIGHTCITY = replace(
     _CITYSCAPES, data="nightcity:data/nightcity", base_size=(512, 1024), val_size=(512, 1024), batch_size=16)
 
@@ -124,8 +118,8 @@ RECIPES: dict[str, Recipe] = {
     "nightcity_t": replace(_NIGHTCITY, crop_size=(512, 1024), class_weights=None),
     "nightcity_b": replace(_NIGHTCITY, model="bssnet_b"),
     "camvid_480x360": Recipe(
-        train_split="trainval", val_split="test", class_weights=CAMVID_WEIGHTS, epochs=100, batch_size=8, opt="sgd",
-        lr=0.02, decay_all=False, warmup_iterations=200, ema_decay=0.998, validate_every=5),
+        train_split="trainval", val_split="test", class_weights=CAMVID.class_weights, epochs=100, batch_size=8,
+        opt="sgd", lr=0.02, decay_all=False, warmup_iterations=200, ema_decay=0.998, validate_every=5),
 }
 
 

@@ -4,7 +4,7 @@ from pathlib import Path
 
 from .recipes import Recipe, load_recipe, save_recipe
 
-__all__ = ["open_run_folder"]
+__all__ = ["open_run_folder", "saved_recipe"]
 
 MAY_CHANGE = ("workers", "device", "compile", "checkpoint_every", "validate_every")
 
@@ -37,10 +37,15 @@ def open_run_folder(folder: Path, recipe: Recipe, resume: bool, primary: bool = 
     return checkpoint
 
 
-def _check_same(folder: Path, recipe: Recipe) -> None:
+def saved_recipe(folder: Path) -> Recipe:
+    """The recipe of the run in a folder; ValueError if there is none."""
     if not (folder / "recipe.yaml").exists():
         raise ValueError(f"{folder} has no run to resume: there is no recipe.yaml in it")
-    saved = load_recipe(folder / "recipe.yaml")
+    return load_recipe(folder / "recipe.yaml")
+
+
+def _check_same(folder: Path, recipe: Recipe) -> None:
+    saved = saved_recipe(folder)
     for field in fields(Recipe):
         before, now = getattr(saved, field.name), getattr(recipe, field.name)
         if before != now and field.name not in MAY_CHANGE:

@@ -18,15 +18,16 @@ from torch.nn.parallel import DistributedDataParallel
 
 from ..data.check import check_dataset
 from ..data.datasets import SegmentationDataset
+from ..device import PRECISIONS
 from ..losses import BSSNetLoss, BSSNetLosses
 from .checkpoint import TrainState, save_weights
 from .distillation import create_teacher, distillation_loss
 from .distributed import Process, init_process
 from .evaluate import evaluate
 from .interrupt import StopRequest
-from .recipes import PRECISIONS, Recipe, add_recipe_arguments, load_recipe, recipe_from_arguments
+from .recipes import Recipe, add_recipe_arguments, load_recipe, recipe_from_arguments
 from .report import save_curve, save_strip
-from .run_folder import open_run_folder
+from .run_folder import open_run_folder, saved_recipe
 from .run_log import RunLog
 from .setup import create_state, create_student, open_datasets, train_batches, train_sampler, wrap_model
 
@@ -239,7 +240,7 @@ def run(args: argparse.Namespace) -> int:
     if args.resume and (args.recipe or args.output):
         raise ValueError("--resume takes recipe and folder from the run: leave out --recipe and --output")
     name = args.recipe or "camvid_480x360"
-    recipe = recipe_from_arguments(args, load_recipe(Path(args.resume) / "recipe.yaml" if args.resume else name))
+    recipe = recipe_from_arguments(args, saved_recipe(Path(args.resume)) if args.resume else load_recipe(name))
     output = args.resume or args.output or Path("runs") / f"{Path(name).stem}-{recipe.model}"
     try:
         train(recipe, output, resume=bool(args.resume), stop_epoch=args.stop_epoch)
