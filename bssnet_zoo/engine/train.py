@@ -21,7 +21,7 @@ from ..data.datasets import SegmentationDataset
 from ..losses import BSSNetLoss, BSSNetLosses
 from .checkpoint import TrainState, save_weights
 from .distillation import create_teacher, distillation_loss
-from .distributed import Process, init_process
+from .distributed import Process, end_process, init_process
 from .evaluate import evaluate
 from .interrupt import StopRequest
 from .recipes import PRECISIONS, Recipe, add_recipe_arguments, load_recipe, recipe_from_arguments
@@ -246,6 +246,5 @@ def run(args: argparse.Namespace) -> int:
     except KeyboardInterrupt:
         return 130
     finally:
-        if torch.distributed.is_initialized():
-            torch.distributed.destroy_process_group()
+        end_process()
     return 0
