@@ -261,8 +261,10 @@ def finite(output, found):
     return all(x.isfinite().all() for x in torch.autograd.grad(found.total, leaves(output)))
 
 
-def test_nothing_but_ignored_pixels():
+@pytest.mark.parametrize("padding", [False, True])
+def test_nothing_but_ignored_pixels(padding):
     output, images, labels = random_case()
+    images = images * (not padding)
     found = BSSNetLoss()(output, images, labels.fill_(255))
     assert [found.seg, found.seg_border, found.border, found.aux3, found.aux4] == [0] * 5
     assert finite(output, found)

@@ -7,7 +7,7 @@ from timm.utils.distributed import init_distributed_device_so, reduce_tensor
 
 from ..device import parse_device
 
-__all__ = ["Process", "init_process"]
+__all__ = ["Process", "end_process", "init_process"]
 
 
 @dataclass(frozen=True)
@@ -46,3 +46,9 @@ def init_process(device: str | None = None) -> Process:
         return Process(torch.device(device), dist.get_rank(), dist.get_world_size())
     found = init_distributed_device_so(device)
     return Process(torch.device(found["device"]), found["global_rank"], found["world_size"])
+
+
+def end_process() -> None:
+    """Leaves the other processes, if there are any."""
+    if dist.is_initialized():
+        dist.destroy_process_group()

@@ -19,7 +19,7 @@ from ..data.transforms import EvalTransform
 from ..device import PRECISIONS
 from ..metrics import BoundaryF1, ConfusionMatrix
 from ..models import create_model
-from .distributed import Process, init_process
+from .distributed import Process, end_process, init_process
 from .predictions import PredictionWriter
 from .recipes import Recipe, load_recipe
 
@@ -262,6 +262,7 @@ def run(args: argparse.Namespace) -> int:
         model.to(process.device, memory_format=torch.channels_last), dataset,
         scales=args.scales, flip=args.flip, sliding_window=args.sliding_window or args.sliding_window == [],
         precision=args.precision, workers=args.workers, save_dir=args.save_dir, process=process, progress=True)
+    end_process()
     if process.primary:
         print(result)
     return 0

@@ -22,7 +22,7 @@ from ..device import PRECISIONS
 from ..losses import BSSNetLoss, BSSNetLosses
 from .checkpoint import TrainState, save_weights
 from .distillation import create_teacher, distillation_loss
-from .distributed import Process, init_process
+from .distributed import Process, end_process, init_process
 from .evaluate import evaluate
 from .interrupt import StopRequest
 from .recipes import Recipe, add_recipe_arguments, load_recipe, recipe_from_arguments
@@ -247,6 +247,5 @@ def run(args: argparse.Namespace) -> int:
     except KeyboardInterrupt:
         return 130
     finally:
-        if torch.distributed.is_initialized():
-            torch.distributed.destroy_process_group()
+        end_process()
     return 0
