@@ -7,6 +7,11 @@ from collections.abc import Sequence
 import torch
 
 from . import __version__
+from .data import report
+from .data.datasets import SPLITS
+from .device import PRECISIONS, parse_device
+from .engine.evaluate import add_eval_arguments
+from .engine.train import add_train_arguments
 from .hub import publish
 from .inference import predict_files
 from .models import convert_checkpoint, create_model
@@ -14,21 +19,6 @@ from .models.summary import model_table
 from .models.verify import verify_weights
 
 __all__ = ["main"]
-
-PRECISIONS = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
-
-
-def parse_device(name: str | None) -> torch.device:
-    """The device of that name, or the best there is; ValueError if it isn't there."""
-    if name is None:
-        name = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
-    try:
-        torch.empty(0, device=name)
-        return torch.device(name)
-    except (RuntimeError, AssertionError, NotImplementedError):
-        there = ["cpu"] + [d for d in ("cuda", "mps") if getattr(torch, d).is_available()]
-        raise ValueError(f"device '{name}' is unknown or not there; there is {', '.join(there)}") from None
-
 
 def run_predict(args: argparse.Namespace) -> int:
     if args.num_classes is not None and args.checkpoint is None:
@@ -48,6 +38,12 @@ def run_predict(args: argparse.Namespace) -> int:
 
 def run_list(args: argparse.Namespace) -> int:
     print(model_table())
+    return 0
+
+
+def run_data(args: argparse.Namespace) -> int:
+    print(report(args.data, args.split, args.out))
+    print(f"contact sheet: {args.out}")
     return 0
 
 
@@ -121,7 +117,7 @@ def _publish_parser(verbs) -> None:
                         "classes: folder:DIR (its dataset.yaml is read), camvid:DIR, cityscapes:DIR, nightcity:DIR")
     parser.add_argument("--license", metavar="ID", help="their licence in the Hub's words: apache-2.0, cc-by-4.0 ...")
     parser.add_argument("--size", type=int, nargs=2, metavar="N", help="height and width that the network should see "
-                        "(default: 360 480)")
+                        "(default: what the checkpoint was validated at, else 360 480)")
     parser.add_argument("--image", metavar="FILE", help="sample image for the card (default: a street)")
     parser.add_argument("--private", action="store_true", help="make the new repository private")
     parser.add_argument("--revision", metavar="BRANCH", help="branch to upload to (default: main)")
@@ -140,6 +136,34 @@ def _verify_parser(verbs) -> None:
     parser.set_defaults(run=run_verify)
 
 
+def _data_parser(verbs) -> None:
+    parser = verbs.add_parser(
+        "data", help="look at a data set: sizes, classes, weights, contact sheet",
+        description="Checks a data set (missing pairs, sizes, label values) and prints its image sizes, the share of "
+                    "each class and class weights computed from it; writes a contact sheet of images with their masks.")
+    parser.add_argument("data", metavar="[KIND:]DIR", help="camvid, cityscapes, nightcity or folder, and the folder; "
+                        "the kind is found out if left out")
+    parser.add_argument("--split", default="train", choices=SPLITS, help="default: %(default)s")
+    parser.add_argument("--out", default="contact_sheet.png", metavar="PNG", help="default: %(default)s")
+    parser.set_defaults(run=run_data)
+
+
+def _train_parser(verbs) -> None:
+    parser = verbs.add_parser(
+        "train", help="train a model by a recipe",
+        description="Trains a model by a recipe; each of its fields is an option. Several processes: torchrun "
+                    "--nproc-per-node N -m bssnet_zoo train ...")
+    add_train_arguments(parser)
+
+
+def _eval_parser(verbs) -> None:
+    parser = verbs.add_parser(
+        "eval", help="mIoU of a model on a data set",
+        description="Prints IoU of each class, mIoU, pixel accuracy, F1 of the boundaries (tolerance 2 pixels) and "
+                    "images/s; predicts whole images at their own size unless told otherwise.")
+    add_eval_arguments(parser)
+
+
 def build_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="bssnet-zoo", description="BSSNet: real-time semantic segmentation of road scenes.",
@@ -147,7 +171,8 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--version", action="version", version=f"%(prog)s {__version__}")
     parser.add_argument("-v", "--verbose", action="store_true", help="log what is loaded from where")
     verbs = parser.add_subparsers(required=True, metavar="VERB", title="verbs")
-    for add in (_predict_parser, _list_parser, _convert_parser, _publish_parser, _verify_parser):
+    for add in (_predict_parser, _list_parser, _convert_parser, _data_parser, _train_parser, _eval_parser,
+                _publish_parser, _verify_parser):
         add(verbs)
     return parser
 

@@ -2,6 +2,7 @@
 import hashlib
 import json
 import os
+import re
 import shutil
 import tempfile
 from collections.abc import Iterator, Sequence
@@ -69,8 +70,9 @@ def _own_provenance(checkpoint: Path, data: str | None, license: str | None) -> 
             notes = file.metadata() or {}
     return Provenance(
         dataset=dataset, dataset_id="-".join(dataset.lower().split()), data=f"{kind}:DIR",
-        training=f"on {dataset}, by the publisher of this repository", license=license, split=notes.get("split"),
-        metrics={"miou": round(100 * float(notes["miou"]), 2)} if "miou" in notes else {})
+        training=f"on {dataset}, by the publisher of this repository", license=license,
+        metrics={"miou": round(100 * float(notes["miou"]), 2)} if "miou" in notes else {},
+        split=notes.get("split"), size=tuple(map(int, re.findall(r"\d+", notes.get("size", "")))) or None)
 
 
 def _own_classes(checkpoint: Path, data: str) -> ClassInfo:
@@ -147,7 +149,7 @@ def stage(
         checkpoint: Your weights, which need ``data`` and ``license`` too; None for the zoo's own.
         data: What the checkpoint was trained on, as for ``bssnet-zoo train``: gives names and colours of the classes.
         license: Licence of the checkpoint, an identifier of the Hub.
-        size: (height, width) that the network should see; the model's default if None.
+        size: (height, width) that the network should see; if None, of the checkpoint's validation or the model's.
         image: The sample image; a street if None.
 
     Returns:
@@ -170,7 +172,7 @@ def stage(
         convert_checkpoint(checkpoint, folder / HUB_FILENAME)
     if image is None:
         provenance = replace(provenance, sample_source="It is a frame of CamVid's test split.")
-    cfg = _save_config(name, classes, size, provenance.license, folder / "config.json")
+    cfg = _save_config(name, classes, size or provenance.size, provenance.license, folder / "config.json")
     _save_preprocessor(cfg, folder / "preprocessor_config.json")
     model = timm.create_model(f"local-dir:{folder}", pretrained=True).eval()
     _save_pictures(model, STREET if image is None else image, folder)

@@ -56,6 +56,7 @@ class Provenance:
         license_name: Name of a licence that is ``other``.
         metrics: What was measured on it, in %: ``miou``, maybe ``pixel_accuracy`` and ``iou`` of each class.
         split: The split it was measured on.
+        size: (height, width) of the images it was measured on, if not their own.
         sample_source: Where the sample image comes from, a sentence.
     """
 
@@ -67,11 +68,13 @@ class Provenance:
     license_name: str | None = None
     metrics: dict = field(default_factory=dict)
     split: str | None = None
+    size: tuple[int, int] | None = None
     sample_source: str = ""
 
     def eval_command(self, repo_id: str) -> str:
         split = f" --split {self.split}" if self.split else ""
-        return f"bssnet-zoo eval --model hf-hub:{repo_id} --data {self.data}{split}"
+        size = " --size {} {}".format(*self.size) if self.size else ""
+        return f"bssnet-zoo eval --model hf-hub:{repo_id} --data {self.data}{split}{size}"
 
 
 def _card_data(repo_id: str, architecture: str, provenance: Provenance) -> ModelCardData:

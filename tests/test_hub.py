@@ -95,8 +95,9 @@ def own(tmp_path_factory):
     (data / "dataset.yaml").write_text(yaml.safe_dump(YAML))
     torch.manual_seed(0)
     model = bssnet_zoo.create_model("bssnet_t", num_classes=3, aux_heads=True)
-    save_file(model.state_dict(), folder / "best.safetensors", metadata={"miou": "0.61804", "split": "val"})
-    return dict(checkpoint=folder / "best.safetensors", data=f"folder:{data}", license="cc-by-4.0", size=(256, 512))
+    save_file(model.state_dict(), folder / "best.safetensors", metadata={
+        "miou": "0.61804", "split": "val", "size": "(256, 512)"})
+    return dict(checkpoint=folder / "best.safetensors", data=f"folder:{data}", license="cc-by-4.0")
 
 
 @pytest.fixture(scope="session")
@@ -184,12 +185,13 @@ class TestStage:
         assert card.data.eval_results[0].metric_value == 61.8 and card.data.datasets == ["road-damage"]
         assert card.data.license == "cc-by-4.0" and "license_link" not in card.data.to_dict()
         assert "CamVid" not in card.text and not (own_staged / "LICENSE.md").exists()
-        assert "--data folder:DIR --split val" in card.text and str(own_staged.parent) not in card.text
+        assert "--data folder:DIR --split val --size 256 512" in card.text and str(own_staged.parent) not in card.text
         assert Image.open(own_staged / "sample.png").size == (200, 100)
 
     def test_weights_nobody_measured_claim_nothing(self, own, tmp_path):
         save_file(load_file(own["checkpoint"]), tmp_path / "plain.safetensors")
-        stage("bssnet_t.roads", "me", tmp_path / "out", **{**own, "checkpoint": tmp_path / "plain.safetensors"})
+        stage("bssnet_t.roads", "me", tmp_path / "out", **{**own, "checkpoint": tmp_path / "plain.safetensors"}, size=(64, 96))
+        assert json.loads((tmp_path / "out/config.json").read_text())["pretrained_cfg"]["input_size"] == [3, 64, 96]
         card = ModelCard.load(tmp_path / "out/README.md")
         assert card.data.eval_results is None and "No accuracy was measured" in card.text
 
@@ -204,7 +206,7 @@ class TestStage:
         ("bssnet_t.roads", dict(data="camvid:DIR"), "has 3 classes, camvid:DIR has 11"),
         ("bssnet_b.roads", {}, "of another model, it fits bssnet_t"),
         ("bssnet_t.camvid", {}, "data, license and size are for another tag"),
-        ("bssnet_t.camvid", dict(data=None, license=None, size=None), "is pinned to sha256 dab12.*another tag"),
+        ("bssnet_t.camvid", dict(data=None, license=None), "is pinned to sha256 dab12.*another tag"),
     ])
     def test_refused(self, name, changes, message, own, tmp_path):
         with pytest.raises(ValueError, match=message) as caught:
