@@ -93,6 +93,9 @@ def own(tmp_path_factory):
     data = folder / "road damage"
     data.mkdir()
     (data / "dataset.yaml").write_text(yaml.safe_dump(YAML))
+    for kind, picture in (("images", Image.new("RGB", (96, 64))), ("masks", Image.new("L", (96, 64), 1))):
+        (data / kind / "val").mkdir(parents=True)
+        picture.save(data / kind / "val" / "0.png")
     torch.manual_seed(0)
     model = bssnet_zoo.create_model("bssnet_t", num_classes=3, aux_heads=True)
     save_file(model.state_dict(), folder / "best.safetensors", metadata={
@@ -188,9 +191,17 @@ class TestStage:
         assert "--data folder:DIR --split val --size 256 512" in card.text and str(own_staged.parent) not in card.text
         assert Image.open(own_staged / "sample.png").size == (200, 100)
 
+    def test_the_command_that_measures_runs(self, own, own_staged, hub, capsys):
+        serve(hub, "acme/bssnet_t.roads", own_staged)
+        [result] = ModelCard.load(own_staged / "README.md").data.eval_results
+        _, *arguments = result.metric_args["command"].replace("folder:DIR", "DATA").split()
+        assert main([own["data"] if argument == "DATA" else argument for argument in arguments]) == 0
+        assert re.search(r"pothole +\d+\.\d+\n.*\nmIoU +\d", capsys.readouterr().out)
+
     def test_weights_nobody_measured_claim_nothing(self, own, tmp_path):
         save_file(load_file(own["checkpoint"]), tmp_path / "plain.safetensors")
-        stage("bssnet_t.roads", "me", tmp_path / "out", **{**own, "checkpoint": tmp_path / "plain.safetensors"}, size=(64, 96))
+        options = {**own, "checkpoint": tmp_path / "plain.safetensors", "size": (64, 96)}
+        stage("bssnet_t.roads", "me", tmp_path / "out", **options)
         assert json.loads((tmp_path / "out/config.json").read_text())["pretrained_cfg"]["input_size"] == [3, 64, 96]
         card = ModelCard.load(tmp_path / "out/README.md")
         assert card.data.eval_results is None and "No accuracy was measured" in card.text
