@@ -171,7 +171,7 @@ def stage(
         provenance, classes = _own_provenance(checkpoint, data, license), _own_classes(checkpoint, data)
         convert_checkpoint(checkpoint, folder / HUB_FILENAME)
     if image is None:
-        provenance = replace(provenance, sample_source="It is a frame of CamVid's test split.")
+        provenance = replace(provenance, sample_source="It is a frame of CamVid's test split, for research only.")
     cfg = _save_config(name, classes, size or provenance.size, provenance.license, folder / "config.json")
     _save_preprocessor(cfg, folder / "preprocessor_config.json")
     model = timm.create_model(f"local-dir:{folder}", pretrained=True).eval()

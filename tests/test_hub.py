@@ -25,7 +25,7 @@ from bssnet_zoo.hub import publish, stage
 from bssnet_zoo.models import weights
 from bssnet_zoo.models.verify import verify_weights
 
-T, B = weights.WEIGHTS["bssnet_t.camvid"], weights.WEIGHTS["bssnet_b.camvid"]
+T = weights.WEIGHTS["bssnet_t.camvid"]
 STREET = weights.ASSETS / "street.png"
 X = image(1, 3, 64, 96)
 YAML = {"classes": ["asphalt", "pothole", "crack"], "palette": [[128, 64, 128], [255, 0, 0], [255, 200, 0]]}
@@ -111,6 +111,7 @@ def own_staged(own, tmp_path_factory):
 
 
 class TestStage:
+    @pytest.mark.parametrize("variant", ["bssnet_t", pytest.param("bssnet_b", marks=pytest.mark.slow)])
     def test_what_is_staged_loads_without_anything_of_ours(self, staged, variant, tmp_path):
         if variant == "bssnet_b":
             staged = tmp_path
@@ -373,6 +374,12 @@ class TestFetch:
         overlay = dict(hf_hub_id=f"bssnet-zoo/bssnet_t.camvid@{commit}")
         model = timm.create_model("bssnet_t", pretrained=True, pretrained_cfg_overlay=overlay)
         assert torch.equal(logits(model), expected)
+
+    def test_timm_gets_the_checked_tensors(self, served, expected):
+        """It asks for no file of its own, which another server could answer with another one."""
+        model = timm.create_model("hf-hub:bssnet-zoo/bssnet_t.camvid", pretrained=True)
+        assert torch.equal(logits(model), expected)
+        assert served.requests.count(("HEAD", "/bssnet-zoo/bssnet_t.camvid/resolve/main/model.safetensors")) == 1
 
     def test_offline(self, served, expected, monkeypatch):
         bssnet_zoo.create_model("bssnet_t", pretrained=True)
