@@ -55,13 +55,20 @@ def _zoo_provenance(name: str) -> Provenance:
         license_name="camvid-research", metrics=weights.metrics, split="test")
 
 
-def _own_provenance(checkpoint: Path, data: str | None, license: str | None) -> Provenance:
+def _own_classes(checkpoint: Path, data: str | None, license: str | None) -> ClassInfo:
     if data is None:
         raise ValueError("say what the checkpoint was trained on, for the names and colours of its classes: data is "
                          "folder:DIR (where dataset.yaml has them), camvid:DIR, cityscapes:DIR or nightcity:DIR")
     if license is None:
         raise ValueError("say under which licence you publish the checkpoint: license is apache-2.0 or another one of "
                          "https://huggingface.co/docs/hub/repositories-licenses")
+    classes, found = dataset_classes(data), checkpoint_num_classes(read_checkpoint(checkpoint))
+    if found != len(classes.names):
+        raise ValueError(f"{checkpoint} has {found or 'no'} classes, {data} has {len(classes.names)}")
+    return classes
+
+
+def _own_provenance(checkpoint: Path, data: str, license: str) -> Provenance:
     kind, _, root = data.partition(":")
     dataset = DATASET_NAMES.get(kind) or Path(root).expanduser().resolve().name
     notes = {}
@@ -72,14 +79,8 @@ def _own_provenance(checkpoint: Path, data: str | None, license: str | None) -> 
         dataset=dataset, dataset_id="-".join(dataset.lower().split()), data=f"{kind}:DIR",
         training=f"on {dataset}, by the publisher of this repository", license=license,
         metrics={"miou": round(100 * float(notes["miou"]), 2)} if "miou" in notes else {},
-        split=notes.get("split"), size=tuple(map(int, re.findall(r"\d+", notes.get("size", "")))) or None)
-
-
-def _own_classes(checkpoint: Path, data: str) -> ClassInfo:
-    classes, found = dataset_classes(data), checkpoint_num_classes(read_checkpoint(checkpoint))
-    if found != len(classes.names):
-        raise ValueError(f"{checkpoint} has {found or 'no'} classes, {data} has {len(classes.names)}")
-    return classes
+        split=notes.get("split"), size=tuple(map(int, re.findall(r"\d+", notes.get("size", "")))) or None,
+        precision=notes.get("precision", "float32"))
 
 
 def _stage_zoo_weights(name: str, checkpoint: Path | None, target: Path) -> None:
@@ -165,10 +166,11 @@ def stage(
     if name in WEIGHTS:
         if data or license or size:
             raise ValueError(f"{name} is the zoo's own: data, license and size are for another tag with a checkpoint")
-        provenance, classes = _zoo_provenance(name), CAMVID
+        classes, provenance = CAMVID, _zoo_provenance(name)
         _stage_zoo_weights(name, checkpoint, folder / HUB_FILENAME)
     else:
-        provenance, classes = _own_provenance(checkpoint, data, license), _own_classes(checkpoint, data)
+        classes = _own_classes(checkpoint, data, license)
+        provenance = _own_provenance(checkpoint, data, license)
         convert_checkpoint(checkpoint, folder / HUB_FILENAME)
     if image is None:
         provenance = replace(provenance, sample_source="It is a frame of CamVid's test split, for research only.")

@@ -57,6 +57,7 @@ class Provenance:
         metrics: What was measured on it, in %: ``miou``, maybe ``pixel_accuracy`` and ``iou`` of each class.
         split: The split it was measured on.
         size: (height, width) of the images it was measured on, if not their own.
+        precision: The precision it was measured with.
         sample_source: Where the sample image comes from, a sentence.
     """
 
@@ -69,12 +70,14 @@ class Provenance:
     metrics: dict = field(default_factory=dict)
     split: str | None = None
     size: tuple[int, int] | None = None
+    precision: str = "float32"
     sample_source: str = ""
 
     def eval_command(self, repo_id: str) -> str:
         split = f" --split {self.split}" if self.split else ""
         size = " --size {} {}".format(*self.size) if self.size else ""
-        return f"bssnet-zoo eval --model hf-hub:{repo_id} --data {self.data}{split}{size}"
+        precision = f" --precision {self.precision}" if self.precision != "float32" else ""
+        return f"bssnet-zoo eval --model hf-hub:{repo_id} --data {self.data}{split}{size}{precision}"
 
 
 def _card_data(repo_id: str, architecture: str, provenance: Provenance) -> ModelCardData:
@@ -125,7 +128,8 @@ def _evaluation(repo_id: str, architecture: str, provenance: Provenance) -> str:
         [f"**{row}**" if row == name else row, f"{values['miou']:.2f}",
          f"{values['pixel_accuracy']:.2f}" if "pixel_accuracy" in values else ""] for row, values in rows.items()])
     on = f"{provenance.dataset}, {provenance.split} split" if provenance.split else provenance.dataset
-    text = f"{on}; whole images, one scale, no flip, float32:\n\n{table}\n\n```bash\n{command}\n```"
+    how = f"whole images, one scale, no flip, {provenance.precision}"
+    text = f"{on}; {how}:\n\n{table}\n\n```bash\n{command}\n```"
     if name in WEIGHTS:
         text += (f"\n\nThe paper gives {PAPER_CAMVID_MIOU[architecture]} % for this network on CamVid, trained at "
                  "720 x 960 from an ImageNet trunk. Its weights were never published, and these, trained at a quarter "
@@ -180,22 +184,21 @@ def model_card(model: nn.Module, repo_id: str, weights: Path, provenance: Proven
         weights: The ``.safetensors`` file in it.
         provenance: What the weights themselves don't say.
     """
-    architecture = model.pretrained_cfg["architecture"]
-    is_camvid = provenance.dataset_id == "camvid"
+    architecture, name = model.pretrained_cfg["architecture"], repo_id.partition("/")[2]
     limits = LIMITS.format(dataset=provenance.dataset, num_classes=model.num_classes)
     text = Template(TEMPLATE.read_text(encoding="utf-8")).substitute(
         _model_facts(model),
         **_file_facts(weights),
-        name=repo_id.partition("/")[2],
+        name=name,
         repo_id=repo_id,
         sample_source=provenance.sample_source,
         dataset=provenance.dataset,
         training=provenance.training,
         classes=_classes(class_info(model), provenance.metrics.get("iou", {})),
         evaluation=_evaluation(repo_id, architecture, provenance),
-        limits=f"{CAMVID_LIMITS}\n{limits}" if is_camvid else limits,
+        limits=f"{CAMVID_LIMITS}\n{limits}" if name in WEIGHTS else limits,
         licence=_licence(provenance),
-        data_citation=CAMVID_CITATION if is_camvid else "",
+        data_citation=CAMVID_CITATION if name in WEIGHTS else "",
     )
     data = _card_data(repo_id, architecture, provenance)
     return ModelCard(f"---\n{data.to_yaml()}\n---\n\n{text.rstrip()}\n")

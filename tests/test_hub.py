@@ -99,7 +99,7 @@ def own(tmp_path_factory):
     torch.manual_seed(0)
     model = bssnet_zoo.create_model("bssnet_t", num_classes=3, aux_heads=True)
     save_file(model.state_dict(), folder / "best.safetensors", metadata={
-        "miou": "0.61804", "split": "val", "size": "(256, 512)"})
+        "miou": "0.61804", "split": "val", "size": "(256, 512)", "precision": "bfloat16"})
     return dict(checkpoint=folder / "best.safetensors", data=f"folder:{data}", license="cc-by-4.0")
 
 
@@ -189,7 +189,8 @@ class TestStage:
         assert card.data.eval_results[0].metric_value == 61.8 and card.data.datasets == ["road-damage"]
         assert card.data.license == "cc-by-4.0" and "license_link" not in card.data.to_dict()
         assert "CamVid" not in card.text and not (own_staged / "LICENSE.md").exists()
-        assert "--data folder:DIR --split val --size 256 512" in card.text and str(own_staged.parent) not in card.text
+        assert "--data folder:DIR --split val --size 256 512 --precision bfloat16\n" in card.text
+        assert str(own_staged.parent) not in card.text
         assert Image.open(own_staged / "sample.png").size == (200, 100)
 
     def test_the_command_that_measures_runs(self, own, own_staged, hub, capsys):
@@ -225,6 +226,13 @@ class TestStage:
             stage(name, "me", tmp_path / "out", **{**own, **changes})
         assert len(str(caught.value).splitlines()) <= 2
         assert not (tmp_path / "out" / "README.md").exists()
+
+    def test_unreadable_checkpoints(self, own, tmp_path):
+        (tmp_path / "half.safetensors").write_bytes(own["checkpoint"].read_bytes()[:100_000])
+        with pytest.raises(ValueError, match="half.safetensors is truncated or not a checkpoint"):
+            stage("bssnet_t.roads", "me", tmp_path / "out", **{**own, "checkpoint": tmp_path / "half.safetensors"})
+        with pytest.raises(FileNotFoundError, match="checkpoint not found: .*none.safetensors"):
+            stage("bssnet_t.roads", "me", tmp_path / "out", **{**own, "checkpoint": tmp_path / "none.safetensors"})
 
     def test_values_that_half_precision_cannot_hold(self, own, tmp_path):
         state_dict = load_file(own["checkpoint"])

@@ -197,7 +197,8 @@ def validate(
         state.best = result.miou
         save_weights(
             state.ema.module, folder / "best.safetensors", iteration=state.iteration, miou=result.miou,
-            split=recipe.val_split, size=recipe.val_size)  # the card of a published model says how it was measured
+            # the card of a published model says how it was measured
+            split=recipe.val_split, size=recipe.val_size, precision=recipe.precision)
     save_strip(state.ema.module, dataset, folder / "validation.png", recipe.val_size)
     try:
         save_curve(folder)
