@@ -12,9 +12,11 @@ from .data.datasets import SPLITS
 from .device import PRECISIONS, parse_device
 from .engine.evaluate import add_eval_arguments
 from .engine.train import add_train_arguments
+from .hub import publish
 from .inference import predict_files
 from .models import convert_checkpoint, create_model
 from .models.summary import model_table
+from .models.verify import verify_weights
 
 __all__ = ["main"]
 
@@ -48,6 +50,19 @@ def run_data(args: argparse.Namespace) -> int:
 def run_convert(args: argparse.Namespace) -> int:
     convert_checkpoint(args.source, args.target, None if args.dtype == "keep" else PRECISIONS[args.dtype])
     return 0
+
+
+def run_publish(args: argparse.Namespace) -> int:
+    print(publish(
+        args.name, args.org, args.out, args.private, args.revision, args.dry_run, checkpoint=args.checkpoint,
+        data=args.data, license=args.license, size=args.size, image=args.image))
+    return 0
+
+
+def run_verify(args: argparse.Namespace) -> int:
+    checks = verify_weights(args.names)
+    print("\n".join(map(str, checks)) or "no weights are bundled or cached here")
+    return 0 if all(check.ok for check in checks) else 1
 
 
 def _predict_parser(verbs) -> None:
@@ -90,6 +105,38 @@ def _convert_parser(verbs) -> None:
     parser.set_defaults(run=run_convert)
 
 
+def _publish_parser(verbs) -> None:
+    parser = verbs.add_parser(
+        "publish", help="put weights on the Hugging Face Hub",
+        description="Writes a Hub repository (weights, timm's config.json, model card, pictures) and uploads it as "
+                    "ORG/NAME, with the token of 'hf auth login' or HF_TOKEN. Weights that are there already are never "
+                    "replaced.")
+    parser.add_argument("name", metavar="NAME", help="model.tag: the zoo's own, as bssnet_t.camvid, or yours")
+    parser.add_argument("--org", required=True, metavar="ORG", help="organisation or user of the Hub")
+    parser.add_argument("--checkpoint", metavar="FILE", help="your weights; they need --data and --license too")
+    parser.add_argument("--data", metavar="KIND:DIR", help="what they were trained on, for names and colours of the "
+                        "classes: folder:DIR (its dataset.yaml is read), camvid:DIR, cityscapes:DIR, nightcity:DIR")
+    parser.add_argument("--license", metavar="ID", help="their licence in the Hub's words: apache-2.0, cc-by-4.0 ...")
+    parser.add_argument("--size", type=int, nargs=2, metavar="N", help="height and width that the network should see "
+                        "(default: what the checkpoint was validated at, else 360 480)")
+    parser.add_argument("--image", metavar="FILE", help="sample image for the card (default: a street)")
+    parser.add_argument("--private", action="store_true", help="make the new repository private")
+    parser.add_argument("--revision", metavar="BRANCH", help="branch to upload to (default: main)")
+    parser.add_argument("--dry-run", action="store_true", help="show what would change, upload nothing")
+    parser.add_argument("--out", metavar="DIR", help="keep the files there, to look at")
+    parser.set_defaults(run=run_publish)
+
+
+def _verify_parser(verbs) -> None:
+    parser = verbs.add_parser(
+        "verify", help="hash the weights files on this machine again",
+        description="Hashes the weights in the package and the downloaded ones, and compares with the sha256 that is "
+                    "pinned for ours, and that the Hub announced for those of others. Exit status 1 if one differs.")
+    parser.add_argument("names", nargs="*", metavar="NAME",
+                        help="model, model.tag or organisation/model.tag (default: all that are here)")
+    parser.set_defaults(run=run_verify)
+
+
 def _data_parser(verbs) -> None:
     parser = verbs.add_parser(
         "data", help="look at a data set: sizes, classes, weights, contact sheet",
@@ -125,7 +172,8 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--version", action="version", version=f"%(prog)s {__version__}")
     parser.add_argument("-v", "--verbose", action="store_true", help="log what is loaded from where")
     verbs = parser.add_subparsers(required=True, metavar="VERB", title="verbs")
-    for add in (_predict_parser, _list_parser, _convert_parser, _data_parser, _train_parser, _eval_parser):
+    for add in (_predict_parser, _list_parser, _convert_parser, _data_parser, _train_parser, _eval_parser,
+                _publish_parser, _verify_parser):
         add(verbs)
     return parser
 

@@ -14,6 +14,7 @@ import pytest
 import torch
 from conftest import filled
 from PIL import Image
+from safetensors import safe_open
 from safetensors.torch import load_file
 from torch import nn
 
@@ -224,6 +225,9 @@ class TestRun:
             "bssnet_t", num_classes=3, aux_heads=True, checkpoint_path=folder / "best.safetensors")
         assert_equal(dict(model.state_dict()), dict(state.ema.module.state_dict()))
         assert not torch.equal(model.stem[0].conv.weight, state.model.stem[0].conv.weight)
+        with safe_open(folder / "best.safetensors", "pt") as file:
+            notes = file.metadata()
+        assert float(notes["miou"]) == state.best and (notes["split"], notes["size"]) == ("val", "None")
 
     def test_last_loads_without_code(self, finished):
         saved = torch.load(finished[0] / "last.pth", weights_only=True)

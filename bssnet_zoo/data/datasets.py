@@ -170,6 +170,21 @@ def open_dataset(spec: str, split: str, transform: Callable | None = None, seed:
     )
 
 
+def dataset_classes(spec: str) -> ClassInfo:
+    """Names and colours of a data set's classes, without a look at its images.
+
+    Args:
+        spec: ``"kind:DIR"`` as for ``open_dataset``. Of a ``folder`` its ``dataset.yaml`` is read, of others nothing.
+
+    Raises:
+        ValueError: The kind is unknown, or ``dataset.yaml`` is missing or wrong.
+    """
+    kind, _, root = spec.partition(":")
+    if kind not in KINDS:
+        raise ValueError(f"data is {spec!r}; write KIND:DIR with KIND one of {', '.join(KINDS)}")
+    return _meanings(kind, Path(root).expanduser())[0]
+
+
 def _open_split(root: Path, split: str, layouts: Sequence[Layout]) -> SegmentationDataset:
     layout = next((layout for layout in layouts if all(f.is_dir() for f in layout.folders(root, split))), None)
     if layout is None:

@@ -195,7 +195,9 @@ def validate(
     log.say(f"validation after iteration {state.iteration}\n{result}")
     if result.miou > state.best:
         state.best = result.miou
-        save_weights(state.ema.module, folder / "best.safetensors", miou=result.miou, iteration=state.iteration)
+        save_weights(
+            state.ema.module, folder / "best.safetensors", iteration=state.iteration, miou=result.miou,
+            split=recipe.val_split, size=recipe.val_size)  # the card of a published model says how it was measured
     save_strip(state.ema.module, dataset, folder / "validation.png", recipe.val_size)
     try:
         save_curve(folder)

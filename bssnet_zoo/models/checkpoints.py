@@ -304,12 +304,16 @@ def convert_checkpoint(
         dtype: Type of the floating point tensors in the file; None keeps theirs.
 
     Raises:
-        ValueError: ``target`` does not end in ``.safetensors``; what `read_checkpoint` refuses.
+        ValueError: ``target`` does not end in ``.safetensors``; a value that ``dtype`` can't hold; what
+            `read_checkpoint` refuses.
     """
     if Path(target).suffix != ".safetensors":
         raise ValueError(f"the file to write must end in .safetensors, got {target}")
-    state_dict = {
-        name: tensor.to(dtype if dtype and tensor.is_floating_point() else tensor.dtype).contiguous()
-        for name, tensor in read_checkpoint(source).items()}
+    state_dict = {}
+    for name, tensor in read_checkpoint(source).items():
+        state_dict[name] = tensor.to(dtype if dtype and tensor.is_floating_point() else tensor.dtype).contiguous()
+        if not state_dict[name].isfinite().all():
+            raise ValueError(
+                f"{source}: {name} has values up to {tensor.abs().max():g}, which {state_dict[name].dtype} can't hold")
     with atomic_path(target) as temporary:
         save_file(state_dict, temporary, metadata={"format": "pt"})

@@ -5,9 +5,11 @@ from typing import Any
 
 import timm
 from timm.models import get_arch_pretrained_cfgs, parse_model_name, split_model_name_tag
+from timm.models._hub import hf_split
 from torch import nn
 
 from .checkpoints import load_checkpoint
+from .weights import hub_file
 
 __all__ = ["create_model", "list_models"]
 
@@ -57,9 +59,13 @@ def create_model(
     Raises:
         ValueError: Unknown model or tag, a checkpoint that does not fit, a wrong argument of the model.
         FileNotFoundError: No such checkpoint.
-        RuntimeError: Weights whose sha256 is not the published one.
+        RuntimeError: Weights whose sha256 is not the published one, or that can't be fetched from the Hub.
     """
     check_model_name(model_name, pretrained_cfg)
+    source, model_id = parse_model_name(model_name)
+    if source == "hf-hub":  # timm fetches it too, but says less clearly why it can't
+        repo_id, revision = hf_split(model_id)
+        hub_file(repo_id, "config.json", revision, kwargs.get("cache_dir"))
     model = timm.create_model(model_name, pretrained=pretrained, pretrained_cfg=pretrained_cfg, **kwargs)
     if checkpoint_path is not None:
         load_checkpoint(model, checkpoint_path)

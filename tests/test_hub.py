@@ -1,0 +1,544 @@
+"""Publishing to and fetching from the Hugging Face Hub: the real client, a server on this machine."""
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import timm
+import torch
+import yaml
+from conftest import image
+from hub_server import Hub, Repo
+from huggingface_hub import ModelCard, ModelCardData, constants, file_download
+from PIL import Image
+from safetensors.torch import load_file, save_file
+
+import bssnet_zoo
+from bssnet_zoo.cli import main
+from bssnet_zoo.files import sha256
+from bssnet_zoo.hub import publish, stage
+from bssnet_zoo.models import weights
+from bssnet_zoo.models.verify import verify_weights
+
+T = weights.WEIGHTS["bssnet_t.camvid"]
+STREET = weights.ASSETS / "street.png"
+X = image(1, 3, 64, 96)
+YAML = {"classes": ["asphalt", "pothole", "crack"], "palette": [[128, 64, 128], [255, 0, 0], [255, 200, 0]]}
+
+
+def logits(model):
+    with torch.inference_mode():
+        return model.eval()(X)
+
+
+@pytest.fixture(scope="session")
+def staged(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("staged")
+    stage("bssnet_t.camvid", "acme", folder)
+    return folder
+
+
+@pytest.fixture
+def hub(monkeypatch, tmp_path):
+    """A Hub without repositories, and this process's client set to it as by the environment, with an empty cache."""
+    server = Hub()
+    monkeypatch.setattr(constants, "ENDPOINT", server.endpoint)
+    monkeypatch.setattr(
+        constants, "HUGGINGFACE_CO_URL_TEMPLATE", server.endpoint + "/{repo_id}/resolve/{revision}/{filename}")
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+    monkeypatch.setattr(constants, "HF_HUB_DISABLE_XET", True)
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setenv("HF_TOKEN", "hf_owner")
+    monkeypatch.setattr(file_download.time, "sleep", lambda seconds: None)  # the client's pauses between retries
+    yield server
+    server.shutdown()
+    server.server_close()
+
+
+@pytest.fixture(scope="module")
+def expected():
+    return logits(bssnet_zoo.create_model("bssnet_t", checkpoint_path=T.path))
+
+
+def serve(hub, repo_id, folder, branch="main"):
+    """Puts a staged folder on the server."""
+    files = {path.name: path.read_bytes() for path in folder.iterdir()}
+    hub.large[sha256(folder / "model.safetensors")] = files["model.safetensors"]
+    hub.repos.setdefault(repo_id, Repo()).commit(branch, files)
+
+
+def python(hub, tmp_path, *args, **env):
+    """Another process that finds the server through the environment alone."""
+    env = {**os.environ, "HF_ENDPOINT": hub.endpoint, "HF_HOME": str(tmp_path / "home"), "HF_HUB_OFFLINE": "0",
+           "HF_HUB_DISABLE_XET": "1", "HF_TOKEN": "hf_owner", "OMP_NUM_THREADS": "1",
+           "TQDM_POSITION": "-1", **env}  # progress bars though there is no terminal
+    return subprocess.Popen([sys.executable, *map(str, args)], env=env, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+                            text=True)
+
+
+def large_files(folder):
+    """What could be taken for weights."""
+    return [path for path in Path(folder).rglob("*") if path.is_file() and path.stat().st_size > 100_000]
+
+
+@pytest.fixture(scope="session")
+def own(tmp_path_factory):
+    """A fine-tuned model of 3 classes with its data set's description: the options to publish it with."""
+    folder = tmp_path_factory.mktemp("own")
+    data = folder / "road damage"
+    data.mkdir()
+    (data / "dataset.yaml").write_text(yaml.safe_dump(YAML))
+    for kind, picture in (("images", Image.new("RGB", (96, 64))), ("masks", Image.new("L", (96, 64), 1))):
+        (data / kind / "val").mkdir(parents=True)
+        picture.save(data / kind / "val" / "0.png")
+    torch.manual_seed(0)
+    model = bssnet_zoo.create_model("bssnet_t", num_classes=3, aux_heads=True)
+    save_file(model.state_dict(), folder / "best.safetensors", metadata={
+        "miou": "0.61804", "split": "val", "size": "(256, 512)"})
+    return dict(checkpoint=folder / "best.safetensors", data=f"folder:{data}", license="cc-by-4.0")
+
+
+@pytest.fixture(scope="session")
+def own_staged(own, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("own_staged")
+    stage("bssnet_t.roads", "acme", folder, **own, image=Image.open(STREET).crop((0, 0, 200, 100)))
+    return folder
+
+
+class TestStage:
+    @pytest.mark.parametrize("variant", ["bssnet_t", pytest.param("bssnet_b", marks=pytest.mark.slow)])
+    def test_what_is_staged_loads_without_anything_of_ours(self, staged, variant, tmp_path):
+        if variant == "bssnet_b":
+            staged = tmp_path
+            stage("bssnet_b.camvid", "acme", staged)
+        assert sorted(path.name for path in staged.iterdir()) == [
+            "LICENSE.md", "README.md", "config.json", "model.safetensors", "overlay.png", "preprocessor_config.json",
+            "sample.png"]
+        assert sha256(staged / "model.safetensors") == weights.WEIGHTS[f"{variant}.camvid"].sha256
+        model = timm.create_model(f"local-dir:{staged}", pretrained=True)
+        bundled = bssnet_zoo.create_model(variant, pretrained=True)
+        assert torch.equal(logits(model), logits(bundled))
+        assert bssnet_zoo.class_info(model) == bssnet_zoo.class_info(bundled)
+        assert timm.create_model(f"local-dir:{staged}", pretrained=True, num_classes=5).num_classes == 5
+        config = json.loads((staged / "config.json").read_text())
+        assert config["architecture"] == variant and config["pretrained_cfg"]["input_size"] == [3, 360, 480]
+        assert config["label_names"][3] == "road" and config["label_descriptions"]["road"] == "#804080"
+
+    def test_the_card_survives_a_round_trip(self, staged):
+        text = (staged / "README.md").read_text()
+        card = ModelCard.load(staged / "README.md")
+        assert str(card) == text
+        metadata = yaml.safe_load(text.split("---\n")[1])
+        assert ModelCardData(**card.data.to_dict()).to_dict() == metadata
+        assert metadata["library_name"] == "timm" and metadata["pipeline_tag"] == "image-segmentation"
+        assert metadata["license_name"] and (staged / metadata["license_link"]).is_file()
+        miou, accuracy = card.data.eval_results
+        assert (miou.metric_value, accuracy.metric_value) == (T.metrics["miou"], T.metrics["pixel_accuracy"])
+        command = "bssnet-zoo eval --model hf-hub:acme/bssnet_t.camvid --data camvid:DIR --split test"
+        assert miou.metric_args == {"command": command} and command in card.text
+        assert miou.dataset_type == "camvid" and miou.dataset_split == "test"
+
+    def test_the_card_agrees_with_the_files(self, staged):
+        text = (staged / "README.md").read_text()
+        links = set(re.findall(r"\]\(([^):]+)\)", text))
+        assert links == {"overlay.png", "sample.png", "LICENSE.md"} and all((staged / link).is_file() for link in links)
+        assert f"`{T.sha256}`" in text and "$" not in text
+        assert "Params (M): 8.39 " in text and "GMACs: 4.09 at 360 x 480" in text and "stride 8" in text
+        preprocessor = json.loads((staged / "preprocessor_config.json").read_text())
+        assert preprocessor["image_mean"] == [0.485, 0.456, 0.406] and preprocessor["size"] == {"shortest_edge": 360}
+
+    def test_the_pictures(self, staged):
+        sample = Image.open(staged / "sample.png")
+        assert np.array_equal(sample, Image.open(STREET).convert("RGB"))
+        model = bssnet_zoo.create_model("bssnet_t", pretrained=True)
+        expected = bssnet_zoo.predict(model, sample).overlay()
+        assert np.array_equal(Image.open(staged / "overlay.png"), expected)
+
+    def test_the_usage_code_runs(self, staged, hub, tmp_path, monkeypatch, capsys):
+        """Each snippet of the card, in its order; the first one registers the models itself."""
+        serve(hub, "acme/bssnet_t.camvid", staged)
+        monkeypatch.chdir(tmp_path)
+        snippets = re.findall(r"```python\n(.*?)```", (staged / "README.md").read_text(), re.DOTALL)
+        assert snippets[0].startswith("import bssnet_zoo")
+        names = {}
+        for snippet in snippets:
+            exec(snippet, names)
+        output = capsys.readouterr().out
+        assert output.startswith("(360, 480) ('sky', ") and "torch.Size([1, 64, 45, 60])" in output
+        assert np.array_equal(Image.open("overlay.png"), Image.open(staged / "overlay.png"))
+        assert np.array_equal(names["labels"][0], names["result"].labels)
+        assert names["model"].num_classes == 5
+
+    def test_own_weights_keep_names_and_palette(self, own, own_staged):
+        model = timm.create_model(f"local-dir:{own_staged}", pretrained=True)
+        checkpoint = logits(bssnet_zoo.create_model("bssnet_t", num_classes=3, checkpoint_path=own["checkpoint"]))
+        assert (logits(model) - checkpoint).abs().max() <= 1e-2 * checkpoint.abs().max()
+        classes = bssnet_zoo.class_info(model)
+        assert classes.names == ("asphalt", "pothole", "crack") and classes.palette[1] == (255, 0, 0)
+        assert model.pretrained_cfg["tag"] == "roads" and model.pretrained_cfg["input_size"] == (3, 256, 512)
+        assert "description" not in model.pretrained_cfg and model.pretrained_cfg["license"] == "cc-by-4.0"
+        assert {t.dtype for t in load_file(own_staged / "model.safetensors").values()} == {torch.float16, torch.int64}
+
+    def test_the_card_of_own_weights(self, own_staged):
+        card = ModelCard.load(own_staged / "README.md")
+        assert card.data.eval_results[0].metric_value == 61.8 and card.data.datasets == ["road-damage"]
+        assert card.data.license == "cc-by-4.0" and "license_link" not in card.data.to_dict()
+        assert "CamVid" not in card.text and not (own_staged / "LICENSE.md").exists()
+        assert "--data folder:DIR --split val --size 256 512" in card.text and str(own_staged.parent) not in card.text
+        assert Image.open(own_staged / "sample.png").size == (200, 100)
+
+    def test_the_command_that_measures_runs(self, own, own_staged, hub, capsys):
+        serve(hub, "acme/bssnet_t.roads", own_staged)
+        [result] = ModelCard.load(own_staged / "README.md").data.eval_results
+        _, *arguments = result.metric_args["command"].replace("folder:DIR", "DATA").split()
+        assert main([own["data"] if argument == "DATA" else argument for argument in arguments]) == 0
+        assert re.search(r"pothole +\d+\.\d+\n.*\nmIoU +\d", capsys.readouterr().out)
+
+    def test_weights_nobody_measured_claim_nothing(self, own, tmp_path):
+        save_file(load_file(own["checkpoint"]), tmp_path / "plain.safetensors")
+        options = {**own, "checkpoint": tmp_path / "plain.safetensors", "size": (64, 96)}
+        stage("bssnet_t.roads", "me", tmp_path / "out", **options)
+        assert json.loads((tmp_path / "out/config.json").read_text())["pretrained_cfg"]["input_size"] == [3, 64, 96]
+        card = ModelCard.load(tmp_path / "out/README.md")
+        assert card.data.eval_results is None and "No accuracy was measured" in card.text
+
+    @pytest.mark.parametrize("name, changes, message", [
+        ("bssnet_t", {}, r"MODEL.TAG, got 'bssnet_t'"),
+        ("resnet18.a1_in1k", {}, "MODEL is bssnet_b or bssnet_t"),
+        ("bssnet_t.pidnet_in1k", dict(checkpoint=None), "none of the zoo's own weights .*give your checkpoint"),
+        ("bssnet_t.a b", {}, "Repo id"),
+        ("bssnet_t.roads", dict(data=None), "data is folder:DIR"),
+        ("bssnet_t.roads", dict(data="roads"), "data is 'roads'; write KIND:DIR"),
+        ("bssnet_t.roads", dict(license=None), "license is apache-2.0 or another"),
+        ("bssnet_t.roads", dict(data="camvid:DIR"), "has 3 classes, camvid:DIR has 11"),
+        ("bssnet_b.roads", {}, "of another model, it fits bssnet_t"),
+        ("bssnet_t.camvid", {}, "data, license and size are for another tag"),
+        ("bssnet_t.camvid", dict(data=None, license=None), "is pinned to sha256 dab12.*another tag"),
+    ])
+    def test_refused(self, name, changes, message, own, tmp_path):
+        with pytest.raises(ValueError, match=message) as caught:
+            stage(name, "me", tmp_path / "out", **{**own, **changes})
+        assert len(str(caught.value).splitlines()) <= 2
+        assert not (tmp_path / "out" / "README.md").exists()
+
+    def test_values_that_half_precision_cannot_hold(self, own, tmp_path):
+        state_dict = load_file(own["checkpoint"])
+        state_dict["stem.0.bn.running_var"][3] = 1e6
+        save_file(state_dict, tmp_path / "large.safetensors")
+        with pytest.raises(ValueError, match=r"stem.0.bn.running_var has values up to 1e\+06, which torch.float16"):
+            stage("bssnet_t.roads", "me", tmp_path / "out", **{**own, "checkpoint": tmp_path / "large.safetensors"})
+
+
+class TestPublish:
+    NAME = ("bssnet_t.roads", "--org", "acme")
+
+    @pytest.fixture(autouse=True)
+    def is_staged(self, own_staged, monkeypatch, tmp_path):
+        """Staging once is enough. The folder of this test, to change things in."""
+        def copy(name, organization, folder, **options):
+            shutil.copytree(source, folder, dirs_exist_ok=True)
+            return sorted(os.listdir(source))
+
+        source = shutil.copytree(own_staged, tmp_path / "staged")
+        monkeypatch.setattr("bssnet_zoo.hub.stage", copy)
+        return source
+
+    def publish(self, *options):
+        return main(["publish", *self.NAME, *options])
+
+    def error(self, capsys, *options):
+        assert self.publish(*options) == 2
+        [error] = [line for line in re.split("[\r\n]+", capsys.readouterr().err) if line and "B/s]" not in line]
+        assert error.startswith("bssnet-zoo: error: ")
+        return error
+
+    def test_dry_run_then_publish_then_again(self, hub, own_staged, tmp_path, capsys):
+        assert self.publish("--dry-run", "--out", str(tmp_path / "out")) == 0
+        output = capsys.readouterr().out
+        assert output.startswith(
+            f"would publish {hub.endpoint}/acme/bssnet_t.roads (new public repository, branch main)")
+        assert output.count("\n  add ") == 6 and (tmp_path / "out" / "README.md").is_file()
+        assert not hub.repos and {method for method, _ in hub.requests} == {"GET"}
+        assert self.publish() == 0
+        output = capsys.readouterr().out
+        assert output.startswith("published") and 'timm.create_model("hf-hub:acme/bssnet_t.roads"' in output
+        repo = hub.repos["acme/bssnet_t.roads"]
+        files = repo.commits[repo.branches["main"]]
+        files = {name: content for name, content in files.items() if name != ".gitattributes"}
+        assert files == {path.name: path.read_bytes() for path in own_staged.iterdir()}
+        commits = len(repo.commits)
+        assert self.publish() == 0
+        assert capsys.readouterr().out.count("\n  same ") == 6 and len(repo.commits) == commits
+        repo.commit("main", {"README.md": b"an older card"})
+        assert self.publish("--dry-run") == 0
+        assert re.findall("  change +(.*)", capsys.readouterr().out) == ["README.md"]
+
+    def test_private_and_revision(self, hub):
+        publication = publish("bssnet_t.roads", "acme", private=True, revision="v2")
+        assert publication.is_private and "@v2" in str(publication)
+        repo = hub.repos["acme/bssnet_t.roads"]
+        assert repo.private and "README.md" in repo.commits[repo.branches["v2"]]
+        assert "README.md" not in repo.commits[repo.branches["main"]]
+        model = timm.create_model("hf-hub:acme/bssnet_t.roads@v2", pretrained=True)
+        assert bssnet_zoo.class_info(model).names == ("asphalt", "pothole", "crack")
+
+    def test_no_token(self, hub, capsys, monkeypatch, tmp_path):
+        monkeypatch.delenv("HF_TOKEN")
+        monkeypatch.setattr(constants, "HF_TOKEN_PATH", str(tmp_path / "none"))
+        assert "no Hugging Face token: log in with 'hf auth login'" in self.error(capsys)
+        assert not hub.requests
+
+    @pytest.mark.parametrize("token, message", [
+        ("hf_reader", "can't publish acme/bssnet_t.roads: your token may not write there"),
+        ("hf_unknown", "can't publish acme/bssnet_t.roads: .* doesn't know your token"),
+    ])
+    def test_no_permission(self, token, message, hub, capsys, monkeypatch):
+        monkeypatch.setenv("HF_TOKEN", token)
+        assert re.search(message, self.error(capsys)) and not hub.repos
+        hub.repos["acme/bssnet_t.roads"] = repo = Repo()
+        repo.commit("main", {})
+        assert re.search(message, self.error(capsys)) and len(repo.commits) == 1
+
+    def test_other_weights_are_not_replaced(self, hub, is_staged, capsys):
+        assert self.publish() == 0
+        before = dict(hub.repos["acme/bssnet_t.roads"].branches)
+        state_dict = load_file(is_staged / "model.safetensors")
+        state_dict["head.classifier.bias"] += 1
+        save_file(state_dict, is_staged / "model.safetensors")
+        assert "acme/bssnet_t.roads has another model.safetensors (sha256 " in self.error(capsys)
+        assert hub.repos["acme/bssnet_t.roads"].branches == before
+        assert self.publish("--revision", "retrained") == 0
+
+    def test_private_comes_too_late(self, hub, capsys):
+        assert self.publish() == 0
+        assert "is there and public" in self.error(capsys, "--private")
+
+    def test_metadata_that_the_hub_refuses(self, hub, is_staged, capsys):
+        ModelCard("---\nlicense: other\n---\n").save(is_staged / "README.md")
+        assert 'Invalid metadata in README.md. - "library_name" is wrong' in self.error(capsys)
+
+    def test_the_hub_is_down(self, hub, capsys, monkeypatch):
+        hub.trouble.status = 500
+        assert "can't publish acme/bssnet_t.roads: Server error '500" in self.error(capsys)
+        monkeypatch.setattr(constants, "ENDPOINT", "http://127.0.0.1:9")
+        assert "can't publish acme/bssnet_t.roads: [Errno" in self.error(capsys)
+
+
+class TestFetch:
+    @pytest.fixture(autouse=True)
+    def from_hub(self, monkeypatch):
+        monkeypatch.setenv("BSSNET_ZOO_WEIGHTS", "hub")
+
+    @pytest.fixture
+    def served(self, hub, staged):
+        serve(hub, "bssnet-zoo/bssnet_t.camvid", staged)
+        return hub
+
+    def refuse(self, message, name="bssnet_t", cache=None, **kwargs):
+        """One line, and nothing in the cache that could be taken for weights."""
+        with pytest.raises(RuntimeError, match=message) as caught:
+            bssnet_zoo.create_model(name, pretrained=True, **kwargs)
+        assert len(str(caught.value).splitlines()) == 1
+        assert not large_files(cache or constants.HF_HUB_CACHE)
+
+    def test_into_an_empty_cache(self, served, expected):
+        for _ in range(2):
+            assert torch.equal(logits(timm.create_model("bssnet_t", pretrained=True)), expected)
+        assert sum(path.startswith("/large/") for _, path in served.requests if _ == "GET") == 1
+
+    def test_a_tag_that_is_not_bundled(self, served, expected, monkeypatch, tmp_path):
+        monkeypatch.delenv("BSSNET_ZOO_WEIGHTS")
+        monkeypatch.setattr(weights, "ASSETS", tmp_path)
+        assert torch.equal(logits(bssnet_zoo.create_model("bssnet_t.camvid", pretrained=True)), expected)
+
+    def test_the_organisation_is_read_at_use(self, hub, staged, expected, monkeypatch):
+        serve(hub, "mirror/bssnet_t.camvid", staged)
+        monkeypatch.setenv("BSSNET_ZOO_ORG", "mirror")
+        assert torch.equal(logits(bssnet_zoo.create_model("bssnet_t", pretrained=True)), expected)
+
+    def test_cache_dir(self, served, tmp_path):
+        bssnet_zoo.create_model("bssnet_t", pretrained=True, cache_dir=tmp_path / "mine")
+        assert large_files(tmp_path / "mine") and not Path(constants.HF_HUB_CACHE).exists()
+
+    def test_names_and_revisions_on_the_hub(self, served, staged, expected):
+        repo = served.repos["bssnet-zoo/bssnet_t.camvid"]
+        commit = repo.branches["main"]
+        repo.commit("main", {"config.json": b"{}"})
+        model = bssnet_zoo.create_model(f"hf-hub:bssnet-zoo/bssnet_t.camvid@{commit}", pretrained=True)
+        assert torch.equal(logits(model), expected) and model.pretrained_cfg["hf_hub_id"].endswith(commit)
+        overlay = dict(hf_hub_id=f"bssnet-zoo/bssnet_t.camvid@{commit}")
+        model = timm.create_model("bssnet_t", pretrained=True, pretrained_cfg_overlay=overlay)
+        assert torch.equal(logits(model), expected)
+
+    def test_timm_gets_the_checked_tensors(self, served, expected):
+        """It asks for no file of its own, which another server could answer with another one."""
+        model = timm.create_model("hf-hub:bssnet-zoo/bssnet_t.camvid", pretrained=True)
+        assert torch.equal(logits(model), expected)
+        assert served.requests.count(("HEAD", "/bssnet-zoo/bssnet_t.camvid/resolve/main/model.safetensors")) == 1
+
+    def test_offline(self, served, expected, monkeypatch):
+        bssnet_zoo.create_model("bssnet_t", pretrained=True)
+        monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+        assert torch.equal(logits(bssnet_zoo.create_model("bssnet_t", pretrained=True)), expected)
+        monkeypatch.setattr(constants, "HF_HUB_CACHE", constants.HF_HUB_CACHE + "2")
+        self.refuse("can't fetch model.safetensors of bssnet-zoo/bssnet_t.camvid: .*HF_HUB_OFFLINE is set")
+        self.refuse("can't fetch config.json of me/bssnet_t.x: .*HF_HUB_OFFLINE is set", "hf-hub:me/bssnet_t.x")
+
+    def test_no_network(self, served, monkeypatch):
+        served.shutdown()
+        served.server_close()
+        monkeypatch.setattr(constants, "HF_HUB_ETAG_TIMEOUT", 1)
+        self.refuse(f"{served.endpoint} can't be reached and the Hub's cache doesn't have it")
+
+    def test_missing(self, served):
+        self.refuse("bssnet-zoo/bssnet_b.camvid: .* has no such repository, or it is private", "bssnet_b")
+        self.refuse("config.json of bssnet-zoo/bssnet_t.camvid@v9: the repository has no such revision",
+                    "hf-hub:bssnet-zoo/bssnet_t.camvid@v9")
+        repo = served.repos["bssnet-zoo/bssnet_t.camvid"]
+        del repo.commits[repo.branches["main"]]["model.safetensors"]
+        self.refuse("the repository has no such file")
+
+    def test_private(self, served, monkeypatch):
+        served.repos["bssnet-zoo/bssnet_t.camvid"].private = True
+        monkeypatch.setenv("HF_TOKEN", "hf_reader")
+        self.refuse("no such repository, or it is private")
+        monkeypatch.setenv("HF_TOKEN", "hf_owner")
+        bssnet_zoo.create_model("bssnet_t", pretrained=True)
+
+    def test_a_flipped_byte(self, served, expected):
+        served.trouble.flip = True
+        self.refuse(rf"model.safetensors of bssnet-zoo/bssnet_t.camvid has sha256 \w+, expected {T.sha256}: .*removed")
+        self.refuse(rf"expected {T.sha256}", "hf-hub:bssnet-zoo/bssnet_t.camvid")
+        served.trouble.flip = False
+        assert torch.equal(logits(bssnet_zoo.create_model("bssnet_t", pretrained=True)), expected)
+
+    def test_other_weights_under_our_name(self, served, tmp_path):
+        """Whole, and with the hash that the server announces for them, but not the pinned ones."""
+        state_dict = load_file(T.path)
+        state_dict["head.classifier.bias"] += 1
+        save_file(state_dict, tmp_path / "model.safetensors")
+        content = (tmp_path / "model.safetensors").read_bytes()
+        served.large[sha256(tmp_path / "model.safetensors")] = content
+        served.repos["bssnet-zoo/bssnet_t.camvid"].commit("main", {"model.safetensors": content})
+        self.refuse(f"has sha256 {sha256(tmp_path / 'model.safetensors')}, expected {T.sha256}")
+
+    def test_a_short_file(self, served):
+        served.trouble.short = True
+        self.refuse(rf"expected {T.sha256}")
+
+    def test_a_cached_file_that_went_bad(self, served, expected):
+        bssnet_zoo.create_model("bssnet_t", pretrained=True)
+        [blob] = {path.resolve() for path in large_files(constants.HF_HUB_CACHE)}
+        with open(blob, "r+b") as file:
+            file.seek(1000)
+            file.write(b"damage")
+        self.refuse("It was removed from the cache; try again")
+        assert torch.equal(logits(bssnet_zoo.create_model("bssnet_t", pretrained=True)), expected)
+
+    def test_a_connection_cut_in_the_middle(self, served, expected):
+        served.trouble.cuts = 3
+        assert torch.equal(logits(bssnet_zoo.create_model("bssnet_t", pretrained=True)), expected)
+        assert served.trouble.cuts == 0
+
+    def test_a_connection_that_is_always_cut(self, served):
+        served.trouble.cuts = 1000
+        self.refuse("can't fetch model.safetensors of bssnet-zoo/bssnet_t.camvid: ")
+
+    def test_a_slow_server(self, served, expected, monkeypatch):
+        served.trouble.delay = 0.02
+        assert torch.equal(logits(bssnet_zoo.create_model("bssnet_t", pretrained=True)), expected)
+        monkeypatch.setattr(constants, "HF_HUB_CACHE", constants.HF_HUB_CACHE + "2")
+        monkeypatch.setattr(constants, "HF_HUB_DOWNLOAD_TIMEOUT", 0.05)
+        served.trouble.delay = 1
+        self.refuse("can't fetch model.safetensors of bssnet-zoo/bssnet_t.camvid: .*timed out")
+
+    def test_those_of_others_carry_no_pin(self, hub, own_staged):
+        serve(hub, "acme/bssnet_t.roads", own_staged)
+        hub.trouble.flip = True  # but what the Hub announced still tells damage
+        self.refuse(r"model.safetensors of acme/bssnet_t.roads has sha256 \w+, expected", "hf-hub:acme/bssnet_t.roads")
+        hub.trouble.flip = False
+        bssnet_zoo.create_model("hf-hub:acme/bssnet_t.roads", pretrained=True)
+
+    def test_an_unknown_source(self, monkeypatch):
+        monkeypatch.setenv("BSSNET_ZOO_WEIGHTS", "nowhere")
+        with pytest.raises(ValueError, match="BSSNET_ZOO_WEIGHTS is 'nowhere', it may be bundled or hub"):
+            bssnet_zoo.create_model("bssnet_t", pretrained=True)
+
+
+class TestVerify:
+    def test_bundled(self, tmp_path, monkeypatch, capsys):
+        monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "none"))
+        monkeypatch.setattr("bssnet_zoo.models.verify.get_cache_dir", lambda: str(tmp_path))
+        assert main(["verify"]) == 0
+        output = capsys.readouterr().out
+        assert [line.split()[:2] for line in output.splitlines()] == [
+            ["ok", "bssnet_t.camvid"], ["ok", "bssnet_b.camvid"]]
+        (tmp_path / T.filename).write_bytes(b"damaged")
+        monkeypatch.setattr(weights, "ASSETS", tmp_path)
+        assert main(["verify", "bssnet_t"]) == 1
+        assert re.match(rf"DAMAGED  bssnet_t.camvid  \S+: sha256 \w+, expected {T.sha256}. Delete it\n$",
+                        capsys.readouterr().out)
+        assert main(["verify", "bssnet_b"]) == 2
+        assert "no file of 'bssnet_b' is bundled or cached here: there is bssnet_t.camvid" in capsys.readouterr().err
+
+    def test_cached(self, hub, staged, own_staged, tmp_path):
+        serve(hub, "bssnet-zoo/bssnet_t.camvid", staged)
+        serve(hub, "acme/bssnet_t.roads", own_staged)
+        for name in ("bssnet-zoo/bssnet_t.camvid", "acme/bssnet_t.roads"):
+            bssnet_zoo.create_model(f"hf-hub:{name}", pretrained=True, cache_dir=tmp_path / "cache")
+        checks = verify_weights(["acme/bssnet_t.roads", "bssnet-zoo/bssnet_t.camvid"], tmp_path / "cache")
+        assert all(check.ok for check in checks)
+        assert [check.name for check in checks] == ["acme/bssnet_t.roads", "bssnet-zoo/bssnet_t.camvid"]
+        for check in checks:
+            blob = check.path.resolve()
+            blob.write_bytes(blob.read_bytes()[:-1] + b"?")
+        checks = verify_weights(["bssnet_t"], tmp_path / "cache")
+        assert [check.ok for check in checks] == [True, False, False]
+
+    def test_url(self, tmp_path):
+        (tmp_path / "pidnet-s_imagenet1k_20230306-715e6273.pth").write_bytes(b"half a file")
+        [check] = verify_weights(["bssnet_t.pidnet_in1k"], tmp_path)
+        assert not check.ok and check.expected == "715e6273"
+
+
+LOGITS = """
+import sys, timm, torch, bssnet_zoo
+torch.save(timm.create_model(sys.argv[1], pretrained=True).eval()(torch.load(sys.argv[2])).detach(), sys.argv[3])
+"""
+
+
+@pytest.mark.slow
+def test_publish_then_fetch_in_other_processes(hub, own, own_staged, tmp_path):
+    """Only the environment says where the Hub is, and the fetching process starts with nothing."""
+    torch.save(X, tmp_path / "x.pth")
+    options = [f"--{name}={own[name]}" for name in ("checkpoint", "data", "license")]
+    process = python(hub, tmp_path, "-m", "bssnet_zoo", "publish", "bssnet_t.roads", "--org", "acme", *options)
+    output, error = process.communicate(timeout=300)
+    assert process.returncode == 0 and output.startswith("published"), error
+    process = python(
+        hub, tmp_path, "-c", LOGITS, "hf-hub:acme/bssnet_t.roads", tmp_path / "x.pth", tmp_path / "logits.pth")
+    output, error = process.communicate(timeout=300)
+    assert process.returncode == 0 and re.search(r"model.safetensors: +100%", error), error
+    local = logits(timm.create_model(f"local-dir:{own_staged}", pretrained=True))
+    assert (torch.load(tmp_path / "logits.pth") - local).abs().max() <= 1e-5 * local.abs().max()
+
+
+@pytest.mark.slow
+def test_two_processes_fetch_at_once(hub, staged, expected, tmp_path):
+    serve(hub, "bssnet-zoo/bssnet_t.camvid", staged)
+    hub.trouble.delay = 0.2  # 17 blocks: both are at it at the same time
+    torch.save(X, tmp_path / "x.pth")
+    processes = [
+        python(hub, tmp_path, "-c", LOGITS, "bssnet_t", tmp_path / "x.pth", tmp_path / f"{i}.pth",
+               BSSNET_ZOO_WEIGHTS="hub") for i in range(2)]
+    for i, process in enumerate(processes):
+        _, error = process.communicate(timeout=300)
+        assert process.returncode == 0, error
+        assert (torch.load(tmp_path / f"{i}.pth") - expected).abs().max() <= 1e-5 * expected.abs().max()
+    blobs = {path.resolve() for path in large_files(tmp_path / "home")}
+    assert [sha256(blob) for blob in blobs] == [T.sha256]
