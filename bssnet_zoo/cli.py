@@ -76,7 +76,8 @@ def _predict_parser(verbs) -> None:
     parser.add_argument("--out", default="predictions", metavar="DIR", help="folder to write to (default: %(default)s)")
     parser.add_argument("--size", type=int, nargs="+", metavar="N",
                         help="what the network sees: the shorter side, or height and width (default: the image's own "
-                             "size). The bundled weights were trained at 360x480: on larger images give 360")
+                             "size). The bundled weights were trained at 360x480: on images of more than 720 "
+                             "rows give 720, or 360 for speed")
     parser.add_argument("--checkpoint", metavar="FILE", help=".safetensors or .pth instead of pretrained weights")
     parser.add_argument("--num-classes", type=int, metavar="N", help="class count of the checkpoint, if not 11")
     parser.add_argument("--device", help="cpu, cuda, cuda:1, mps ... (default: cuda or mps if there is one)")
