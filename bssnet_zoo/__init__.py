@@ -1,7 +1,7 @@
 """BSSNet as a timm-style model zoo: real-time semantic segmentation of road scenes."""
 from .inference import Prediction, class_info, predict
 from .layers import LUAFM, PAPPM, UMF
-from .models import BSSNet, BSSNetOutput, convert_checkpoint, create_model, list_models, load_checkpoint
+from .models import BSSNet, BSSNetOutput, convert_checkpoint, create_model, deploy, list_models, load_checkpoint
 
 __version__ = "0.1.0"
 
@@ -16,6 +16,7 @@ __all__ = [
     "class_info",
     "convert_checkpoint",
     "create_model",
+    "deploy",
     "list_models",
     "load_checkpoint",
     "predict",
