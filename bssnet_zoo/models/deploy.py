@@ -1,6 +1,6 @@
 """`deploy`: an inference-only copy of a BSSNet that gives the same logits in less time.
 
-Every rewrite is an identity of algebra, computed in float64; `docs/deploy.md` explains each and `benchmarks/rewrites.py`
+Every rewrite is an identity of algebra, computed in float64: `docs/deploy.md` explains each, `benchmarks/rewrites.py`
 measures what it gains.
 """
 import copy
@@ -15,6 +15,40 @@ from ..layers import LUAFM, UMF, ConvNormAct, NormActConv
 from .bssnet import BSSNet
 
 __all__ = ["deploy"]
+
+
+STRIP_BYTES = 16 * 2 ** 20
+
+
+class StripStem(nn.Sequential):
+    """The stem (stride 4), for large images on the CPU in strips of rows whose largest map has ``STRIP_BYTES``.
+
+    At 1024x2048 T's largest map has 64 MiB, and eager torch takes that from the system, page by page, in every pass.
+    Compilers and exporters get the plain stem.
+    """
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        if not torch.jit.is_scripting() and not torch.compiler.is_compiling():
+            if x.device.type == "cpu":
+                return self._forward_in_strips(x)
+        return self._forward_plain(x)
+
+    def _forward_plain(self, x: torch.Tensor) -> torch.Tensor:
+        for module in self:
+            x = module(x)
+        return x
+
+    @torch.jit.unused
+    def _forward_in_strips(self, x: torch.Tensor) -> torch.Tensor:
+        n, _, height, width = x.shape
+        row_bytes = 2 * n * self[0].conv.out_channels * (width // 2) * x.element_size()  # for one row of the result
+        rows = max(1, STRIP_BYTES // row_bytes)
+        if height <= 3 * 4 * rows:
+            return self._forward_plain(x)
+        strips = [self._forward_plain(x[:, :, :4 * rows])]
+        for top in range(4 * rows, height, 4 * rows):  # with the four rows above it, whose result is dropped
+            strips.append(self._forward_plain(x[:, :, top - 4:top + 4 * rows])[:, :, 1:])
+        return torch.cat(strips, dim=2)
 
 
 class ScaleShift(nn.Module):
@@ -51,12 +85,25 @@ def interleave(phases: torch.Tensor) -> torch.Tensor:
     return fine[:, 1:-1, 1:-1].permute(0, 3, 1, 2)
 
 
+def phases_pay(h: int, w: int) -> bool:
+    """Whether four 2x2 convolutions of an h x w map are faster than one 3x3 of the resized map.
+
+    On smaller maps eager torch spends its time on the weights, of which the phases have 16/9 as many. Compilers and
+    exporters arrange weights once and for all, and may not know h and w.
+    """
+    if not torch.jit.is_scripting():
+        if torch.compiler.is_compiling():
+            return True
+    return h * w >= 256
+
+
 class UpsampleConvReLU(nn.Module):
     """Nearest resize, 3x3 convolution, ReLU: (N, I, h, w) -> (N, O, height, width).
 
     To twice the size, each fine pixel sees 2x2 coarse ones: four 2x2 convolutions of the small map give its four phases
     with 16/36 of the multiply-adds. To 2h-1 or 2w-1 (a map of odd size, halved and rounded up) it is that map cropped,
-    but its last row or column sees zero padding where the larger map goes on. To other sizes it does what it says.
+    but its last row or column sees zero padding where the larger map goes on. To other sizes, and for maps too small
+    for it to pay, it does what it says.
     """
 
     def __init__(self, conv: nn.Conv2d):
@@ -73,15 +120,16 @@ class UpsampleConvReLU(nn.Module):
     def forward(self, x: torch.Tensor, height: int, width: int) -> torch.Tensor:
         h, w = x.shape[-2:]
         odd_height, odd_width = height == 2 * h - 1 and h > 1, width == 2 * w - 1 and w > 1
-        if not (height == 2 * h or odd_height) or not (width == 2 * w or odd_width):
+        doubled = (height == 2 * h or odd_height) and (width == 2 * w or odd_width)
+        if not doubled or not phases_pay(h, w):
             return F.relu_(self.conv(F.interpolate(x, size=[height, width], mode="nearest")))
         y = interleave(self.phases(x))[:, :, :height, :width]
         if odd_height:
-            rows = F.interpolate(x[:, :, -2:], size=[2, width], mode="nearest")
-            y[:, :, -1:] = F.relu_(F.conv2d(rows, self.conv.weight[:, :, :2], self.conv.bias, padding=[0, 1]))
+            rows = F.pad(F.interpolate(x[:, :, -2:], size=[2, width], mode="nearest"), [0, 0, 0, 1])
+            y[:, :, -1:] = F.relu_(F.conv2d(rows, self.conv.weight, self.conv.bias, padding=[0, 1]))
         if odd_width:
-            columns = F.interpolate(x[..., -2:], size=[height, 2], mode="nearest")
-            y[..., -1:] = F.relu_(F.conv2d(columns, self.conv.weight[..., :2], self.conv.bias, padding=[1, 0]))
+            columns = F.pad(F.interpolate(x[..., -2:], size=[height, 2], mode="nearest"), [0, 1])
+            y[..., -1:] = F.relu_(F.conv2d(columns, self.conv.weight, self.conv.bias, padding=[1, 0]))
         return y
 
 
@@ -186,11 +234,11 @@ def deploy_head(model: BSSNet) -> None:
 def deploy(model: BSSNet) -> BSSNet:
     """An inference-only copy with the same logits in less time: what to run once a model is trained.
 
-    No BatchNorm, dropout or training head is left. The copy is a `BSSNet` in channels_last, on the device and in the type
-    of ``model``; its ``forward`` and its trunk features are those of ``model`` up to rounding. ``forward_features`` gives
-    the map that the head's first convolution reads, stride 8 for T and B: B's resize is part of that convolution. It
-    can be pickled, scripted, compiled and exported. For bfloat16 or float16, deploy a float32 model and cast the copy: to
-    fold rounded weights rounds twice.
+    No BatchNorm, dropout or training head is left. The copy is a `BSSNet` in channels_last, on the device and in the
+    type of ``model``; its ``forward`` and its trunk features are those of ``model`` up to rounding, and
+    ``forward_features`` gives the map that the head's first convolution reads, stride 8 for T and B: B's resize is part
+    of that convolution. It can be pickled, scripted, compiled and exported. For bfloat16 or float16, deploy a float32
+    model and cast the copy: to fold rounded weights rounds twice.
 
     Args:
         model: A `BSSNet`, in any mode; it is left as it is.
@@ -208,6 +256,7 @@ def deploy(model: BSSNet) -> BSSNet:
         del deployed.border_head, deployed.spatial_head, deployed.fcn_heads
         deployed.aux_heads = False
     fold_norms(deployed)
+    deployed.stem = StripStem(*deployed.stem)
     decoder = deployed.decoder
     if decoder is not None:
         for branch in (decoder.border, decoder.spatial):
