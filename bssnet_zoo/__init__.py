@@ -1,6 +1,8 @@
 """BSSNet as a timm-style model zoo: real-time semantic segmentation of road scenes."""
 from .inference import Prediction, class_info, predict
 from .layers import LUAFM, PAPPM, UMF
+from .losses import BoundaryLoss, BSSNetLoss, OhemCrossEntropyLoss
+from .metrics import BoundaryF1, ConfusionMatrix
 from .models import BSSNet, BSSNetOutput, convert_checkpoint, create_model, deploy, list_models, load_checkpoint
 
 __version__ = "0.1.0"
@@ -10,7 +12,12 @@ __all__ = [
     "PAPPM",
     "UMF",
     "BSSNet",
+    "BSSNetLoss",
     "BSSNetOutput",
+    "BoundaryF1",
+    "BoundaryLoss",
+    "ConfusionMatrix",
+    "OhemCrossEntropyLoss",
     "Prediction",
     "__version__",
     "class_info",

@@ -7,26 +7,16 @@ from collections.abc import Sequence
 import torch
 
 from . import __version__
+from .data import report
+from .data.datasets import SPLITS
+from .device import PRECISIONS, parse_device
+from .engine.evaluate import add_eval_arguments
+from .engine.train import add_train_arguments
 from .inference import predict_files
 from .models import convert_checkpoint, create_model
 from .models.summary import model_table
 
 __all__ = ["main"]
-
-PRECISIONS = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
-
-
-def parse_device(name: str | None) -> torch.device:
-    """The device of that name, or the best there is; ValueError if it isn't there."""
-    if name is None:
-        name = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
-    try:
-        torch.empty(0, device=name)
-        return torch.device(name)
-    except (RuntimeError, AssertionError, NotImplementedError):
-        there = ["cpu"] + [d for d in ("cuda", "mps") if getattr(torch, d).is_available()]
-        raise ValueError(f"device '{name}' is unknown or not there; there is {', '.join(there)}") from None
-
 
 def run_predict(args: argparse.Namespace) -> int:
     if args.num_classes is not None and args.checkpoint is None:
@@ -46,6 +36,12 @@ def run_predict(args: argparse.Namespace) -> int:
 
 def run_list(args: argparse.Namespace) -> int:
     print(model_table())
+    return 0
+
+
+def run_data(args: argparse.Namespace) -> int:
+    print(report(args.data, args.split, args.out))
+    print(f"contact sheet: {args.out}")
     return 0
 
 
@@ -93,6 +89,34 @@ def _convert_parser(verbs) -> None:
     parser.set_defaults(run=run_convert)
 
 
+def _data_parser(verbs) -> None:
+    parser = verbs.add_parser(
+        "data", help="look at a data set: sizes, classes, weights, contact sheet",
+        description="Checks a data set (missing pairs, sizes, label values) and prints its image sizes, the share of "
+                    "each class and class weights computed from it; writes a contact sheet of images with their masks.")
+    parser.add_argument("data", metavar="[KIND:]DIR", help="camvid, cityscapes, nightcity or folder, and the folder; "
+                        "the kind is found out if left out")
+    parser.add_argument("--split", default="train", choices=SPLITS, help="default: %(default)s")
+    parser.add_argument("--out", default="contact_sheet.png", metavar="PNG", help="default: %(default)s")
+    parser.set_defaults(run=run_data)
+
+
+def _train_parser(verbs) -> None:
+    parser = verbs.add_parser(
+        "train", help="train a model by a recipe",
+        description="Trains a model by a recipe; each of its fields is an option. Several processes: torchrun "
+                    "--nproc-per-node N -m bssnet_zoo train ...")
+    add_train_arguments(parser)
+
+
+def _eval_parser(verbs) -> None:
+    parser = verbs.add_parser(
+        "eval", help="mIoU of a model on a data set",
+        description="Prints IoU of each class, mIoU, pixel accuracy, F1 of the boundaries (tolerance 2 pixels) and "
+                    "images/s; predicts whole images at their own size unless told otherwise.")
+    add_eval_arguments(parser)
+
+
 def build_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="bssnet-zoo", description="BSSNet: real-time semantic segmentation of road scenes.",
@@ -100,7 +124,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--version", action="version", version=f"%(prog)s {__version__}")
     parser.add_argument("-v", "--verbose", action="store_true", help="log what is loaded from where")
     verbs = parser.add_subparsers(required=True, metavar="VERB", title="verbs")
-    for add in (_predict_parser, _list_parser, _convert_parser):
+    for add in (_predict_parser, _list_parser, _convert_parser, _data_parser, _train_parser, _eval_parser):
         add(verbs)
     return parser
 

@@ -132,7 +132,8 @@ def test_pictures(prediction):
 
 
 def test_class_names():
-    assert bssnet_zoo.class_info(bssnet_zoo.create_model("bssnet_t")) == bssnet_zoo.data.CAMVID
+    camvid = bssnet_zoo.class_info(bssnet_zoo.create_model("bssnet_t"))
+    assert (camvid.names, camvid.palette) == (CAMVID.names, CAMVID.palette)
     assert bssnet_zoo.class_info(bssnet_zoo.create_model("bssnet_t", num_classes=19)) == CITYSCAPES
     three = bssnet_zoo.class_info(bssnet_zoo.create_model("bssnet_t", num_classes=3))
     assert three.names == ("class_0", "class_1", "class_2") and len(set(three.palette)) == 3
@@ -251,7 +252,7 @@ class TestCommandLine:
         assert re.search(message, error)
         assert [p.name for p in tmp_path.iterdir()] == ["empty"]
 
-    @pytest.mark.parametrize("verb", [[], ["predict"], ["list"], ["convert"]])
+    @pytest.mark.parametrize("verb", [[], ["predict"], ["list"], ["convert"], ["data"], ["train"], ["eval"]])
     def test_help(self, verb, capsys):
         with pytest.raises(SystemExit) as stop:
             main([*verb, "--help"])

@@ -2,6 +2,7 @@
 from .check import check_dataset
 from .classes import CAMVID, CITYSCAPES, ClassInfo, default_palette
 from .datasets import SegmentationDataset, open_dataset
+from .edges import edge_map
 from .report import DataReport, report
 from .sampler import TrainSampler
 from .transforms import EvalTransform, TrainTransform
@@ -17,6 +18,7 @@ __all__ = [
     "TrainTransform",
     "check_dataset",
     "default_palette",
+    "edge_map",
     "open_dataset",
     "report",
 ]

@@ -1,0 +1,1 @@
+"""Training and evaluation: `recipes.Recipe` and `recipes.RECIPES`, `train.train`, `evaluate.evaluate`."""

@@ -1,0 +1,71 @@
+"""What a run needs to go on exactly where it was: ``last.pth``; and what comes out of it: ``best.safetensors``."""
+import os
+from dataclasses import dataclass
+
+import torch
+from safetensors.torch import save_file
+from timm.scheduler.scheduler import Scheduler
+from timm.utils import ModelEmaV3
+from torch import nn
+
+from ..files import atomic_path
+
+__all__ = ["TrainState", "save_weights"]
+
+
+@dataclass
+class TrainState:
+    """All that changes during training. Randomness isn't here: it follows from the seed and the iteration.
+
+    Attributes:
+        model: The network itself, without wrappers.
+        ema: Its averaged weights.
+        optimizer: Of the model's parameters.
+        scheduler: Stepped by updates.
+        scaler: Of the gradients; does nothing unless the precision is float16.
+        iteration: Updates done.
+        best: Best validation mIoU so far.
+    """
+
+    model: nn.Module
+    ema: ModelEmaV3
+    optimizer: torch.optim.Optimizer
+    scheduler: Scheduler
+    scaler: torch.amp.GradScaler
+    iteration: int = 0
+    best: float = -1.
+
+    def save(self, path: str | os.PathLike) -> None:
+        """Writes the state, whole or not at all. ``create_model(checkpoint_path=...)`` reads its EMA weights."""
+        with atomic_path(path) as temporary:
+            torch.save({
+                "model": self.model.state_dict(),
+                "model_ema": self.ema.module.state_dict(),
+                "optimizer": self.optimizer.state_dict(),
+                "scheduler": self.scheduler.state_dict(),
+                "scaler": self.scaler.state_dict(),
+                "iteration": self.iteration,
+                "best": self.best,
+            }, temporary)
+
+    def load(self, path: str | os.PathLike) -> None:
+        """Takes over a saved state.
+
+        Raises:
+            ValueError: The state of another model or optimiser.
+        """
+        saved = torch.load(path, map_location="cpu", weights_only=True)
+        try:
+            for name in ("model", "optimizer", "scheduler", "scaler"):
+                getattr(self, name).load_state_dict(saved[name])
+            self.ema.module.load_state_dict(saved["model_ema"])
+            self.iteration, self.best = saved["iteration"], saved["best"]
+        except (KeyError, RuntimeError) as error:
+            raise ValueError(f"{path} is not a state of this recipe: {str(error).splitlines()[0]}") from error
+
+
+def save_weights(model: nn.Module, path: str | os.PathLike, **metadata: object) -> None:
+    """Writes the weights of a model as safetensors, whole or not at all, with metadata as text."""
+    weights = {name: tensor.contiguous() for name, tensor in model.state_dict().items()}
+    with atomic_path(path) as temporary:
+        save_file(weights, temporary, metadata={"format": "pt", **{k: str(v) for k, v in metadata.items()}})

@@ -1,0 +1,268 @@
+"""Evaluation: mIoU, pixel accuracy and boundary F1 of a model on a data set, whole-image or with test-time tricks."""
+import argparse
+import math
+import os
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+from torch.utils.data import DataLoader, Dataset, Subset
+from tqdm import tqdm
+
+from ..data.datasets import open_dataset
+from ..data.transforms import EvalTransform
+from ..device import PRECISIONS
+from ..metrics import BoundaryF1, ConfusionMatrix
+from ..models import create_model
+from .distributed import Process, end_process, init_process
+from .predictions import PredictionWriter
+from .recipes import Recipe, load_recipe
+
+__all__ = ["Evaluation", "add_eval_arguments", "evaluate", "multi_scale_probabilities", "sliding_window_logits"]
+
+MIN_SIZE = 32
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """Accuracy of a model on a data set; all of it fractions, NaN for a class that is in neither labels nor prediction.
+
+    Attributes:
+        class_names: Names of the classes.
+        iou: IoU of each class.
+        miou: Mean of ``iou`` without the NaNs.
+        pixel_accuracy: Share of the labelled pixels that are right.
+        boundary_f1: F1 of the class boundaries, with a tolerance of 2 pixels.
+        num_images: Images in the data set.
+        images_per_second: Speed, with loading and metrics.
+    """
+
+    class_names: tuple[str, ...]
+    iou: tuple[float, ...]
+    miou: float
+    pixel_accuracy: float
+    boundary_f1: float
+    num_images: int
+    images_per_second: float
+
+    def __str__(self) -> str:
+        width = max(16, *(len(name) for name in self.class_names))
+        lines = [f"{name:<{width}} {100 * iou:7.3f}" for name, iou in zip(self.class_names, self.iou, strict=True)]
+        lines += [f"{'mIoU':<{width}} {100 * self.miou:7.3f}",
+                  f"{'pixel accuracy':<{width}} {100 * self.pixel_accuracy:7.3f}",
+                  f"{'boundary F1':<{width}} {100 * self.boundary_f1:7.3f}",
+                  f"{self.num_images} images, {self.images_per_second:.2f} images/s"]
+        return "\n".join(lines)
+
+
+def _window_starts(size: int, window: int) -> list[int]:
+    """Evenly spread starts of windows that cover ``size``, no more than two thirds of a window apart."""
+    if size <= window:
+        return [0]
+    count = math.ceil((size - window) / (window * 2 / 3)) + 1
+    return [round(i * (size - window) / (count - 1)) for i in range(count)]
+
+
+def sliding_window_logits(model: nn.Module, images: torch.Tensor, window: Sequence[int] | None = None) -> torch.Tensor:
+    """Logits (N, num_classes, H, W) as the mean over windows that overlap by a third or more.
+
+    Args:
+        model: Gives logits at input size.
+        images: Normalised images (N, C, H, W).
+        window: (height, width); squares of the images' shorter side if None.
+    """
+    height, width = images.shape[-2:]
+    window = window or (min(height, width),) * 2
+    window = min(window[0], height), min(window[1], width)
+    total = 0.
+    for top in _window_starts(height, window[0]):
+        for left in _window_starts(width, window[1]):
+            logits = model(images[..., top:top + window[0], left:left + window[1]]).float()
+            right, bottom = width - left - window[1], height - top - window[0]
+            ones = torch.ones_like(logits[:, :1])
+            total = total + F.pad(torch.cat([logits, ones], dim=1), (left, right, top, bottom))
+    return total[:, :-1] / total[:, -1:]
+
+
+def multi_scale_probabilities(
+        predict_logits,
+        images: torch.Tensor,
+        scales: Sequence[float] = (1.,),
+        flip: bool = False,
+) -> torch.Tensor:
+    """Class probabilities (N, num_classes, H, W) as the mean over scales, and over the mirrored images.
+
+    Args:
+        predict_logits: From images to logits of the same size.
+        images: Normalised images (N, C, H, W).
+        scales: Factors of the size.
+        flip: Predict mirrored images too.
+    """
+    size = images.shape[-2:]
+    total = 0.
+    for scale in scales:
+        scaled = images
+        if scale != 1:
+            scaled_size = [max(MIN_SIZE, round(s * scale)) for s in size]
+            scaled = F.interpolate(images, size=scaled_size, mode="bilinear", align_corners=False, antialias=scale < 1)
+        for mirrored in (False, True)[:1 + flip]:
+            logits = predict_logits(scaled.flip(-1) if mirrored else scaled).float()
+            logits = F.interpolate(logits, size=size, mode="bilinear", align_corners=True)
+            total = total + (logits.flip(-1) if mirrored else logits).softmax(1)
+    return total / (len(scales) * (1 + flip))
+
+
+def _predictions(
+        model: nn.Module,
+        loader: DataLoader,
+        device: torch.device,
+        precision: torch.dtype,
+        scales: Sequence[float],
+        flip: bool,
+        window: Sequence[int] | bool,
+) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+    """Label maps (1, H, W) and labels (1, H, W) of each image, at the labels' size."""
+    def predict_logits(images: torch.Tensor) -> torch.Tensor:
+        return sliding_window_logits(model, images, window if window is not True else None) if window else model(images)
+
+    for images, labels in loader:
+        images = images.to(device, memory_format=torch.channels_last, non_blocking=True)
+        with torch.autocast(device.type, precision, enabled=precision != torch.float32):
+            if tuple(scales) == (1.,) and not flip:
+                scores = predict_logits(images).float()
+            else:
+                scores = multi_scale_probabilities(predict_logits, images, scales, flip)
+        if scores.shape[-2:] != labels.shape[-2:]:
+            scores = F.interpolate(scores, size=labels.shape[-2:], mode="bilinear", align_corners=True)
+        yield scores.argmax(1), labels.to(device)
+
+
+@torch.inference_mode()
+def evaluate(
+        model: nn.Module,
+        dataset: Dataset,
+        *,
+        scales: Sequence[float] = (1.,),
+        flip: bool = False,
+        sliding_window: Sequence[int] | bool = False,
+        precision: str = "float32",
+        workers: int = 2,
+        save_dir: str | os.PathLike | None = None,
+        process: Process | None = None,
+        progress: bool = False,
+) -> Evaluation:
+    """Evaluates a model, image by image, at the labels' size, on the device it is on.
+
+    Args:
+        model: Gives logits (N, num_classes, H, W) at input size in eval mode; left in the mode it was in.
+        dataset: Of `open_dataset`, with an `EvalTransform`: normalised images (3, h, w) and labels (H, W).
+        scales: Factors of the image size over which probabilities are averaged.
+        flip: Average over the mirrored image too.
+        sliding_window: (height, width) of windows that are predicted one by one and averaged where they overlap; True
+            for squares of the image's shorter side; False for the whole image at once.
+        precision: float32, or bfloat16 or float16 for mixed precision.
+        workers: Processes that load images.
+        save_dir: Folder for the predictions as PNG.
+        process: Among several processes, this one: each evaluates its share, all get the whole result.
+        progress: Show a progress bar, on a terminal.
+
+    Raises:
+        ValueError: A model whose classes aren't the data set's, a scale that is not above 0.
+    """
+    if min(scales) <= 0:
+        raise ValueError(f"scales must be more than 0, got {min(scales):g}")
+    num_classes = len(dataset.classes.names)
+    if getattr(model, "num_classes", num_classes) != num_classes:
+        raise ValueError(f"the model has {model.num_classes} classes, the data set {num_classes}: give a checkpoint "
+                         "trained on these classes")
+    device = next(model.parameters()).device
+    process = process or Process(device)
+    indices = range(process.rank, len(dataset), process.world_size)
+    loader = DataLoader(Subset(dataset, indices), batch_size=1, num_workers=workers)
+    confusion = ConfusionMatrix(num_classes, ignore_index=dataset.ignore_index, device=device)
+    boundary = BoundaryF1(num_classes, ignore_index=dataset.ignore_index, device=device)
+    writer = PredictionWriter(dataset, save_dir) if save_dir is not None else None
+
+    start = time.perf_counter()
+    predictions = _predictions(model, loader, device, PRECISIONS[precision], scales, flip, sliding_window)
+    silent = not (progress and process.primary and sys.stderr.isatty())
+    predictions = tqdm(predictions, total=len(indices), unit="image", leave=False, disable=silent)
+    training = model.training
+    model.eval()
+    try:
+        for index, (prediction, labels) in zip(indices, predictions, strict=True):
+            confusion.update(prediction, labels)
+            boundary.update(prediction, labels)
+            if writer is not None:
+                writer.write(index, prediction[0])
+    finally:
+        model.train(training)
+    confusion.reduce()
+    boundary.reduce()
+    return Evaluation(
+        class_names=dataset.classes.names,
+        iou=tuple(confusion.iou.tolist()),
+        miou=confusion.miou,
+        pixel_accuracy=confusion.pixel_accuracy,
+        boundary_f1=boundary.value,
+        num_images=len(dataset),
+        images_per_second=len(dataset) / (time.perf_counter() - start),
+    )
+
+
+def add_eval_arguments(parser: argparse.ArgumentParser) -> None:
+    """Adds the options of ``bssnet-zoo eval``."""
+    parser.add_argument("--model", metavar="NAME", help="model or model.tag (default: the run's, else bssnet_t)")
+    parser.add_argument("--checkpoint", metavar="FILE", help="weights instead of the pretrained ones; from a run "
+                        "folder, its recipe.yaml gives model, data, split and size unless they are given here")
+    parser.add_argument("--data", metavar="KIND:DIR", help="camvid:DIR, cityscapes:DIR, nightcity:DIR or folder:DIR")
+    parser.add_argument("--split", metavar="NAME", help="default: the run's, else test for camvid and val for others")
+    parser.add_argument("--size", type=int, nargs=2, metavar="N", help="height and width the network sees (default: "
+                        "the run's, else the images' own); the result is compared at the labels' size in any case")
+    parser.add_argument("--scales", type=float, nargs="+", default=[1.], metavar="X", help="average over these scales")
+    parser.add_argument("--flip", action="store_true", help="average over the mirrored image")
+    parser.add_argument("--sliding-window", type=int, nargs="*", default=False, metavar="N",
+                        help="predict overlapping windows of this height and width (default: the shorter side, square)")
+    parser.add_argument("--save-dir", metavar="DIR", help="write the predictions as palette PNGs of class ids; for "
+                        "cityscapes as label ids, named for its test server")
+    parser.add_argument("--device", help="default: cuda if there is one, else cpu")
+    parser.add_argument("--precision", choices=PRECISIONS, default="float32", help="default: %(default)s")
+    parser.add_argument("--workers", type=int, default=2, metavar="N", help="default: %(default)s")
+    parser.set_defaults(run=run)
+
+
+def _run_recipe(checkpoint: str | None) -> Recipe | None:
+    path = Path(checkpoint).parent / "recipe.yaml" if checkpoint else None
+    return load_recipe(path) if path and path.exists() else None
+
+
+def run(args: argparse.Namespace) -> int:
+    """``bssnet-zoo eval``: prints the table. Returns the exit status."""
+    recipe = _run_recipe(args.checkpoint)
+    data = args.data or (recipe and recipe.data)
+    if data is None:
+        raise ValueError("say what to evaluate on: --data camvid:DIR, cityscapes:DIR, nightcity:DIR or folder:DIR")
+    if args.sliding_window and len(args.sliding_window) != 2:
+        raise ValueError(f"--sliding-window takes height and width, or nothing, got {len(args.sliding_window)} number")
+    split = args.split or (recipe.val_split if recipe else "test" if data.startswith("camvid:") else "val")
+    size = args.size or (recipe and recipe.val_size)
+    model_name = args.model or (recipe.model if recipe else "bssnet_t")
+    if args.checkpoint is None and model_name.endswith(".pidnet_in1k"):
+        raise ValueError(f"{model_name} has no trained classifier: it is a trunk to start training from")
+    process = init_process(args.device)
+    dataset = open_dataset(data, split, EvalTransform(size=size))
+    kwargs = {"checkpoint_path": args.checkpoint, "num_classes": len(dataset.classes.names)} if args.checkpoint else {}
+    model = create_model(model_name, pretrained=not kwargs, **kwargs)
+    result = evaluate(
+        model.to(process.device, memory_format=torch.channels_last), dataset,
+        scales=args.scales, flip=args.flip, sliding_window=args.sliding_window or args.sliding_window == [],
+        precision=args.precision, workers=args.workers, save_dir=args.save_dir, process=process, progress=True)
+    end_process()
+    if process.primary:
+        print(result)
+    return 0

@@ -1,0 +1,43 @@
+"""Ctrl-C that ends a run where it can be resumed."""
+import signal
+import threading
+import time
+
+__all__ = ["StopRequest"]
+
+SIGNALS = (signal.SIGINT, signal.SIGTERM)
+
+
+class StopRequest:
+    """Within its block, Ctrl-C and SIGTERM set ``requested`` and nothing else; the loop looks at it.
+
+    Again after two seconds, the signal does what it usually does. (Sooner it may be the same one: a terminal sends
+    Ctrl-C to each process, and torchrun passes it on to its processes once more.)
+    """
+
+    def __init__(self):
+        self.requested = False
+        self.time = 0.
+        self.previous = {}
+
+    def __enter__(self) -> "StopRequest":
+        if threading.current_thread() is threading.main_thread():  # Python allows handlers nowhere else
+            self.previous = {number: signal.signal(number, self._handle) for number in SIGNALS}
+        return self
+
+    def __exit__(self, *exception) -> None:
+        for number, handler in self.previous.items():
+            signal.signal(number, handler)
+
+    def _handle(self, number: int, frame) -> None:
+        if self.requested and time.monotonic() - self.time > 2:
+            signal.signal(number, self.previous[number])
+            signal.raise_signal(number)
+        elif not self.requested:
+            self.requested, self.time = True, time.monotonic()
+
+    @staticmethod
+    def leave_to_parent(worker_id: int = 0) -> None:
+        """For worker processes: Ctrl-C is their parent's business."""
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)

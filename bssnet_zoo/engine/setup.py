@@ -1,0 +1,120 @@
+"""The parts of a training run, made from its recipe."""
+from collections.abc import Iterator
+from pathlib import Path
+
+import torch
+from timm.layers import freeze_batch_norm_2d
+from timm.optim import create_optimizer_v2
+from timm.scheduler import PolyLRScheduler
+from timm.utils import ModelEmaV3
+from torch import nn
+from torch.nn.parallel import DistributedDataParallel
+from torch.utils.data import DataLoader
+
+from ..data.datasets import SegmentationDataset, open_dataset
+from ..data.sampler import TrainSampler
+from ..data.transforms import EvalTransform, TrainTransform
+from ..models import create_model, list_models
+from .checkpoint import TrainState
+from .distributed import Process
+from .interrupt import StopRequest
+from .recipes import Recipe
+
+__all__ = ["create_state", "create_student", "open_datasets", "train_batches", "train_sampler", "wrap_model"]
+
+
+def open_datasets(recipe: Recipe) -> tuple[SegmentationDataset, SegmentationDataset]:
+    """The data sets to train and to validate on, with the recipe's transforms."""
+    augment = TrainTransform(recipe.scale_range, recipe.base_size, recipe.crop_size)
+    return (open_dataset(recipe.data, recipe.train_split, augment, seed=recipe.seed),
+            open_dataset(recipe.data, recipe.val_split, EvalTransform(recipe.val_size)))
+
+
+def train_sampler(dataset: SegmentationDataset, recipe: Recipe, process: Process, iteration: int) -> TrainSampler:
+    """This process's share of the batches after an iteration, ``grad_accum`` of them for each iteration to come.
+
+    Raises:
+        ValueError: A batch that can't be shared equally.
+    """
+    parts = process.world_size * recipe.grad_accum
+    if recipe.batch_size % parts:
+        raise ValueError(f"batch_size={recipe.batch_size} can't be shared by {process.world_size} processes with "
+                         f"grad_accum={recipe.grad_accum}: it must be a multiple of {parts}")
+    return TrainSampler(
+        len(dataset), recipe.batch_size // parts, recipe.seed, process.rank, process.world_size,
+        start=iteration * recipe.grad_accum)
+
+
+def train_batches(
+        dataset: SegmentationDataset,
+        sampler: TrainSampler,
+        recipe: Recipe,
+        device: torch.device,
+) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+    """Images (N, 3, H, W) and labels (N, H, W) on a device, without end."""
+    loader = DataLoader(
+        dataset, batch_sampler=sampler, num_workers=recipe.workers, pin_memory=device.type == "cuda",
+        worker_init_fn=StopRequest.leave_to_parent,
+        generator=torch.Generator())  # without its own, it draws from the one that dropout uses
+    for images, labels in loader:
+        yield (images.to(device, memory_format=memory_format(recipe), non_blocking=True),
+               labels.to(device, non_blocking=True))
+
+
+def memory_format(recipe: Recipe) -> torch.memory_format:
+    return torch.channels_last if recipe.channels_last else torch.contiguous_format
+
+
+def create_student(recipe: Recipe, num_classes: int, process: Process) -> nn.Module:
+    """The model to train on its device, with its training heads, initialised as the recipe says.
+
+    Raises:
+        ValueError: ``init`` is neither a tag of the model nor a file, or does not fit.
+    """
+    torch.manual_seed(recipe.seed)
+    kwargs = {"num_classes": num_classes, "aux_heads": True}
+    if recipe.init is None:
+        model = create_model(recipe.model, **kwargs)
+    elif f"{recipe.model}.{recipe.init}" in list_models(pretrained=True):
+        model = create_model(f"{recipe.model}.{recipe.init}", pretrained=True, **kwargs)
+    elif Path(recipe.init).exists():
+        model = create_model(recipe.model, pretrained=True, pretrained_cfg_overlay={"file": recipe.init}, **kwargs)
+    else:
+        tags = ", ".join(name.split(".")[1] for name in list_models(pretrained=True) if name.startswith(recipe.model))
+        raise ValueError(f"init '{recipe.init}' is neither a file nor a tag of {recipe.model}: its tags are {tags}")
+    if recipe.freeze_bn:
+        model = freeze_batch_norm_2d(model)
+    elif recipe.sync_bn and process.world_size > 1 and process.device.type == "cuda":
+        model = nn.SyncBatchNorm.convert_sync_batchnorm(model)
+    elif recipe.sync_bn and process.world_size > 1 and process.primary:
+        print(f"SyncBN does not exist on {process.device.type}: plain BatchNorm, each process with its own statistics")
+    return model.to(process.device, memory_format=memory_format(recipe)).train()
+
+
+def create_state(model: nn.Module, recipe: Recipe, iterations: int) -> TrainState:
+    """Averaged weights, optimiser, schedule and gradient scaler of a model.
+
+    Args:
+        model: The network itself, without wrappers, on its device.
+        recipe: The recipe.
+        iterations: Length of the whole run.
+    """
+    optimizer = create_optimizer_v2(
+        model, opt=recipe.opt, lr=recipe.lr, momentum=recipe.momentum, weight_decay=recipe.weight_decay,
+        filter_bias_and_bn=not recipe.decay_all, layer_decay=recipe.layer_decay, foreach=True)
+    # the average must forget the first, random weights: its decay rises as iteration / (10 + iteration)
+    ema = ModelEmaV3(model, decay=recipe.ema_decay, use_warmup=True, warmup_gamma=10, warmup_power=1)
+    scheduler = PolyLRScheduler(
+        optimizer, t_initial=iterations, power=recipe.poly_power, warmup_t=recipe.warmup_iterations, t_in_epochs=False)
+    device = next(model.parameters()).device
+    scaler = torch.amp.GradScaler(device.type, enabled=recipe.precision == "float16")
+    return TrainState(model, ema, optimizer, scheduler, scaler)
+
+
+def wrap_model(model: nn.Module, recipe: Recipe, process: Process) -> nn.Module:
+    """The model as it is called in training: compiled and, with several processes, averaging gradients."""
+    if recipe.compile:
+        model = torch.compile(model)
+    if process.world_size == 1:
+        return model
+    return DistributedDataParallel(model, device_ids=[process.device] if process.device.type == "cuda" else None)

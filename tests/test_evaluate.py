@@ -1,0 +1,211 @@
+"""Evaluation of a model on a data set."""
+import re
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from conftest import SHARED, needs_shared
+from PIL import Image
+from test_train import write_folder
+from torch import nn
+
+import bssnet_zoo
+from bssnet_zoo import cli
+from bssnet_zoo.data import CAMVID, CITYSCAPES, EvalTransform, SegmentationDataset, open_dataset
+from bssnet_zoo.engine.evaluate import evaluate, multi_scale_probabilities, sliding_window_logits
+from bssnet_zoo.engine.recipes import RECIPES, save_recipe
+
+
+class Pixelwise(nn.Conv2d):
+    """A model that looks at one pixel at a time: the same whole, in windows and mirrored."""
+
+    def __init__(self, num_classes: int = 3):
+        torch.manual_seed(0)
+        super().__init__(3, num_classes, 1)
+        self.num_classes = num_classes
+
+
+class Mean(nn.Module):
+    """A model whose logits are those of the mean of what it sees."""
+
+    num_classes = 3
+
+    def __init__(self):
+        super().__init__()
+        self.weight = nn.Parameter(torch.eye(3))
+        self.sizes = []
+
+    def forward(self, images):
+        self.sizes.append(tuple(images.shape[-2:]))
+        return images.mean((2, 3), keepdim=True).expand_as(images)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    return write_folder(tmp_path_factory.mktemp("data"), train=1, val=5)
+
+
+def test_measures(folder):
+    dataset = open_dataset(folder, "val", EvalTransform())
+    model = Pixelwise().train()
+    result = evaluate(model, dataset, workers=0)
+    assert model.training
+    images, labels = (torch.stack(column) for column in zip(*dataset, strict=True))
+    predictions, valid = model(images).argmax(1), labels != 255
+    for c in range(3):
+        union = ((predictions == c) | (labels == c)) & valid
+        expected = ((predictions == c) & (labels == c)).sum() / union.sum()
+        assert result.iou[c] == pytest.approx(expected.item(), nan_ok=True)
+    assert result.miou == pytest.approx(np.nanmean(result.iou))
+    assert result.pixel_accuracy == pytest.approx((predictions == labels)[valid].float().mean().item())
+    assert 0 <= result.boundary_f1 <= 1 and result.num_images == 5
+    assert f"{100 * result.miou:.3f}" in str(result) and all(name in str(result) for name in ("sky", "road", "car"))
+
+
+def test_same_in_windows_mirrored_and_with_workers(folder):
+    dataset = open_dataset(folder, "val", EvalTransform())
+    plain = evaluate(Pixelwise(), dataset, workers=0).iou
+    for options in ({"sliding_window": True}, {"sliding_window": (48, 50)}, {"flip": True}, {"workers": 2}):
+        assert evaluate(Pixelwise(), dataset, **{"workers": 0, **options}).iou == pytest.approx(plain, abs=1e-4)
+
+
+def test_scored_at_the_size_of_the_labels(folder):
+    dataset = open_dataset(folder, "val", EvalTransform(size=(32, 48)))
+    images, labels = zip(*dataset, strict=True)
+    assert images[0].shape == (3, 32, 48) and labels[0].shape == (64, 96)
+    model = Pixelwise()
+    result = evaluate(model, dataset, workers=0)
+    logits = F.interpolate(model(torch.stack(images)), size=(64, 96), mode="bilinear", align_corners=True)
+    right = (logits.argmax(1) == torch.stack(labels))[torch.stack(labels) != 255]
+    assert result.pixel_accuracy == pytest.approx(right.float().mean().item())
+
+
+def test_windows_are_averaged():
+    """Windows of 40x60 over 64x96: two starts each way, the middle is seen four times."""
+    images = torch.randn(1, 3, 64, 96)
+    model = Mean()
+    logits = sliding_window_logits(model, images, (40, 60))
+    assert model.sizes == [(40, 60)] * 4
+    corner, middle = images[..., :40, :60].mean((2, 3)), []
+    for top in (0, 24):
+        middle += [images[..., top:top + 40, left:left + 60].mean((2, 3)) for left in (0, 36)]
+    assert torch.allclose(logits[..., 0, 0], corner, atol=1e-6)
+    assert torch.allclose(logits[..., 32, 48], torch.stack(middle).mean(0), atol=1e-6)
+    model.sizes.clear()
+    sliding_window_logits(model, torch.randn(1, 3, 100, 200))
+    assert model.sizes == [(100, 100)] * 3  # squares of the shorter side, a third or more in common
+
+
+def test_scales_are_averaged():
+    images = torch.randn(1, 3, 64, 96)
+    model = Mean()
+    probabilities = multi_scale_probabilities(model, images, (0.5, 1., 1.25), flip=True)
+    assert model.sizes == [(32, 48)] * 2 + [(64, 96)] * 2 + [(80, 120)] * 2
+    assert probabilities.shape == images.shape
+    assert torch.allclose(probabilities.sum(1), torch.ones(1, 64, 96), atol=1e-5)
+    left = torch.zeros(1, 3, 64, 96)
+    left[:, 0, :, :48] = 9
+
+    def biased(images):  # right wherever it looks at an image, wrong at a mirrored one
+        return images if images[0, 0, 0, 0] else torch.zeros_like(images)
+
+    sharp, mixed = (multi_scale_probabilities(biased, left, flip=flip) for flip in (False, True))
+    assert torch.allclose(mixed[..., :48], (sharp[..., :48] + 1 / 3) / 2, atol=1e-5)
+
+
+def test_memory_is_flat(tmp_path):
+    """Sixty images: what is kept of each would show, at 1.3 MB for a float image with its label."""
+    (tmp_path / "labels.png").parent.mkdir(exist_ok=True)
+    Image.fromarray(np.zeros((256, 256), np.uint8)).save(tmp_path / "labels.png")
+    Image.fromarray(np.zeros((256, 256, 3), np.uint8)).save(tmp_path / "image.png")
+    sizes = []
+
+    class Watched(Pixelwise):
+        def forward(self, images):
+            sizes.append(int(Path("/proc/self/statm").read_text().split()[1]) * 4096)
+            return super().forward(images)
+
+    files = [(tmp_path / "image.png", tmp_path / "labels.png")] * 60
+    classes = bssnet_zoo.data.ClassInfo(("a", "b", "c"), ((0, 0, 0),) * 3)
+    evaluate(Watched(), SegmentationDataset(files, classes, transform=EvalTransform()), workers=0)
+    assert sizes[-1] - sizes[10] < 20e6
+
+
+def test_saved_predictions(folder, tmp_path):
+    dataset = open_dataset(folder, "val", EvalTransform())
+    evaluate(Pixelwise(), dataset, save_dir=tmp_path, workers=0)
+    with Image.open(tmp_path / "3.png") as picture, torch.inference_mode():
+        assert picture.mode == "P"
+        expected = Pixelwise()(dataset[3][0][None]).argmax(1)[0]
+        assert np.array_equal(np.asarray(picture), expected)
+        assert tuple(picture.convert("RGB").getpixel((0, 0))) == dataset.classes.palette[expected[0, 0]]
+    assert sorted(path.name for path in tmp_path.iterdir()) == [f"{i}.png" for i in range(5)]
+
+
+def test_saved_for_cityscapes_test_server(tmp_path):
+    """Label ids, under names that the scripts of Cityscapes find: CITY_SEQUENCE_FRAME*.png."""
+    for city in ("bonn", "ulm"):
+        for kind, name in (("leftImg8bit", "leftImg8bit"), ("gtFine", "gtFine_labelIds")):
+            path = tmp_path / "data" / kind / "val" / city / f"{city}_000000_000019_{name}.png"
+            path.parent.mkdir(parents=True)
+            values = np.full((64, 96), 26, np.uint8) if kind == "gtFine" else np.zeros((64, 96, 3), np.uint8)
+            Image.fromarray(values).save(path)
+    dataset = open_dataset(f"cityscapes:{tmp_path / 'data'}", "val", EvalTransform())
+    model = Pixelwise(19)
+    with torch.no_grad():
+        model.weight.zero_()
+        model.bias.copy_(torch.arange(19) == 13)  # car: train id 13, label id 26
+    result = evaluate(model, dataset, save_dir=tmp_path / "out", workers=0)
+    assert result.miou == 1 and result.pixel_accuracy == 1
+    written = sorted(tmp_path.glob("out/**/*.png"))
+    assert [re.match(r"(bonn|ulm)_000000_000019.*\.png", path.name)[1] for path in written] == ["bonn", "ulm"]
+    for path in written:
+        with Image.open(path) as picture:
+            assert (np.asarray(picture) == 26).all()
+            assert picture.convert("RGB").getpixel((5, 5)) == CITYSCAPES.palette[13]
+
+
+@pytest.mark.parametrize("options, message", [
+    ({"model": Pixelwise(4)}, "the model has 4 classes, the data set 3"),
+    ({"scales": (1., 0.)}, "scales must be more than 0, got 0"),
+])
+def test_refused(folder, options, message):
+    with pytest.raises(ValueError, match=message):
+        evaluate(options.pop("model", Pixelwise()), open_dataset(folder, "val", EvalTransform()), workers=0, **options)
+
+
+class TestCommand:
+    def test_of_a_run(self, folder, tmp_path, capsys):
+        """A checkpoint in a run folder brings model, data, split and size along."""
+        recipe = RECIPES["camvid_480x360"].with_options(data=folder, val_split="val", val_size=(64, 128))
+        save_recipe(recipe, tmp_path / "recipe.yaml")
+        model = bssnet_zoo.create_model("bssnet_t", num_classes=3)
+        torch.save(model.state_dict(), tmp_path / "best.pth")
+        assert cli.main(["eval", "--checkpoint", str(tmp_path / "best.pth"), "--workers", "0"]) == 0
+        expected = evaluate(model, open_dataset(folder, "val", EvalTransform((64, 128))), workers=0)
+        assert f"mIoU             {100 * expected.miou:7.3f}" in capsys.readouterr().out
+
+    @pytest.mark.parametrize("args, message", [
+        (["--model", "bssnet_t"], "say what to evaluate on: --data camvid:DIR"),
+        (["--data", "FOLDER"], "the model has 11 classes, the data set 3"),
+        (["--data", "FOLDER", "--model", "bssnet_t.pidnet_in1k"], "has no trained classifier"),
+        (["--data", "FOLDER", "--sliding-window", "3"], "height and width, or nothing"),
+    ])
+    def test_errors(self, folder, args, message, capsys):
+        args = [folder if arg == "FOLDER" else arg for arg in args]
+        assert cli.main(["eval", "--workers", "0", *args]) == 2
+        assert message in capsys.readouterr().err
+
+
+@pytest.mark.slow
+@needs_shared
+@pytest.mark.parametrize("variant, miou, pixel_accuracy", [("bssnet_t", 56.575, 86.69), ("bssnet_b", 57.535, 87.00)])
+def test_bundled_weights_on_camvid(variant, miou, pixel_accuracy):
+    dataset = open_dataset(f"camvid:{SHARED / 'camvid'}", "test", EvalTransform())
+    assert len(dataset) == 233 and dataset.classes == CAMVID
+    model = bssnet_zoo.create_model(variant, pretrained=True).to(memory_format=torch.channels_last)
+    result = evaluate(model, dataset)
+    assert 100 * result.miou == pytest.approx(miou, abs=0.05)
+    assert 100 * result.pixel_accuracy == pytest.approx(pixel_accuracy, abs=0.05)

@@ -1,0 +1,454 @@
+"""Recipes and the training loop."""
+import argparse
+import csv
+import os
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import fields, replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from conftest import filled
+from PIL import Image
+from safetensors.torch import load_file
+from torch import nn
+
+import bssnet_zoo
+from bssnet_zoo.engine import train as train_module
+from bssnet_zoo.engine.distillation import create_teacher, distillation_loss
+from bssnet_zoo.engine.distributed import Process
+from bssnet_zoo.engine.recipes import (
+    RECIPES,
+    Recipe,
+    add_recipe_arguments,
+    load_recipe,
+    recipe_from_arguments,
+    save_recipe,
+)
+from bssnet_zoo.engine.setup import create_state, create_student, open_datasets, train_batches, train_sampler
+from bssnet_zoo.engine.train import LOSS_NAMES, forward_backward, train
+from bssnet_zoo.losses import BSSNetLoss
+
+CPU = Process(torch.device("cpu"))
+ROOT = Path(__file__).parents[1]
+
+
+def write_folder(root: Path, train: int, val: int) -> str:
+    """A data set of coloured rectangles, 64x96: what a class looks like is its colour."""
+    rng = np.random.default_rng(0)
+    for split, count in (("train", train), ("val", val)):
+        for i in range(count):
+            mask = np.zeros((64, 96), np.uint8)
+            mask[rng.integers(20, 44):] = 1
+            left = rng.integers(0, 60)
+            mask[20:50, left:left + 30] = 2
+            mask[:2] = 255
+            image = np.array([(40, 80, 160), (90, 90, 90), (200, 60, 40)])[np.minimum(mask, 2)]
+            image = np.clip(image + rng.normal(0, 10, image.shape), 0, 255).astype(np.uint8)
+            for folder, array in (("images", image), ("masks", mask)):
+                (root / folder / split).mkdir(parents=True, exist_ok=True)
+                Image.fromarray(array).save(root / folder / split / f"{i}.png")
+    (root / "dataset.yaml").write_text("classes: [sky, road, car]\n")
+    return f"folder:{root}"
+
+
+@pytest.fixture(scope="session")
+def tiny_recipe(tmp_path_factory) -> Recipe:
+    """Four iterations an epoch, of a kind that runs in a fraction of a second."""
+    data = write_folder(tmp_path_factory.mktemp("data"), train=16, val=2)
+    return Recipe(
+        data=data, base_size=(64, 96), crop_size=(64, 96), epochs=2, batch_size=4, opt="sgd", lr=0.005, ema_decay=0.9,
+        workers=0, checkpoint_every=100, validate_every=2, device="cpu")
+
+
+def rows(path: Path) -> list[dict[str, str]]:
+    with path.open(newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def command(*args: object) -> list[str]:
+    return [sys.executable, "-m", "bssnet_zoo", "train", *map(str, args)]
+
+
+def environment() -> dict[str, str]:
+    return {**os.environ, "OMP_NUM_THREADS": str(torch.get_num_threads()), "PYTHONPATH": str(ROOT)}
+
+
+def assert_equal(a, b, where="state"):
+    if isinstance(a, torch.Tensor):
+        assert torch.equal(a, b), where
+    elif isinstance(a, dict):
+        assert a.keys() == b.keys(), where
+        for key in a:
+            assert_equal(a[key], b[key], f"{where}.{key}")
+    elif isinstance(a, list):
+        assert len(a) == len(b), where
+        for i, (x, y) in enumerate(zip(a, b, strict=True)):
+            assert_equal(x, y, f"{where}.{i}")
+    else:
+        assert a == b, where
+
+
+class TestRecipes:
+    @pytest.mark.parametrize("name, iterations, batch, lr, base, crop, val, weights", [
+        ("cityscapes_t", 120_000, 12, 0.01, (1024, 2048), (1024, 1024), (1024, 2048), 19),
+        ("cityscapes_b", 120_000, 12, 0.01, (1024, 2048), (1024, 1024), (1024, 2048), 19),
+        ("camvid_t", 10_000, 12, 0.00025, (720, 960), (720, 960), (720, 960), 11),
+        ("camvid_b", 10_000, 12, 0.00025, (720, 960), (720, 960), (720, 960), 11),
+        ("nightcity_t", 120_000, 16, 0.01, (512, 1024), (512, 1024), (512, 1024), None),
+        ("nightcity_b", 120_000, 16, 0.01, (512, 1024), (1024, 1024), (512, 1024), 19),
+    ])
+    def test_published(self, name, iterations, batch, lr, base, crop, val, weights):
+        recipe = RECIPES[name]
+        assert recipe.model == f"bssnet_{name[-1]}" and recipe.init == "pidnet_in1k"
+        assert (recipe.iterations, recipe.batch_size, recipe.lr) == (iterations, batch, lr)
+        assert (recipe.base_size, recipe.crop_size, recipe.val_size) == (base, crop, val)
+        assert recipe.class_weights is None if weights is None else len(recipe.class_weights) == weights
+        assert (recipe.opt, recipe.momentum, recipe.weight_decay, recipe.poly_power) == ("momentum", 0.9, 5e-4, 0.9)
+        assert recipe.decay_all and recipe.warmup_iterations == 0 and recipe.ema_decay == 0
+        splits = {"cityscapes": ("train", "val"), "camvid": ("trainval", "test"), "nightcity": ("train", "val")}
+        assert (recipe.train_split, recipe.val_split) == splits[name[:-2]]
+
+    def test_every_field_is_an_option(self):
+        parser = argparse.ArgumentParser()
+        add_recipe_arguments(parser)
+        options = {action.dest for action in parser._actions}
+        assert {field.name for field in fields(Recipe)} <= options
+        args = parser.parse_args(
+            "--model bssnet_b --crop-size 64 96 --epochs 3 --class-weights 1 2 3 --val-size none --init none "
+            "--compile --no-decay-all --clip-grad 5".split())
+        recipe = recipe_from_arguments(args, RECIPES["camvid_t"])
+        assert recipe == replace(
+            RECIPES["camvid_t"], model="bssnet_b", crop_size=(64, 96), epochs=3, iterations=0,
+            class_weights=(1., 2., 3.), val_size=None, init=None, compile=True, decay_all=False, clip_grad=5.)
+
+    @pytest.mark.parametrize("name", RECIPES)
+    def test_saved_and_read_again(self, name, tmp_path):
+        save_recipe(RECIPES[name], tmp_path / "recipe.yaml")
+        assert load_recipe(tmp_path / "recipe.yaml") == RECIPES[name]
+
+    @pytest.mark.parametrize("options, message", [
+        ({"precision": "half"}, "float32, bfloat16, float16, got 'half'"),
+        ({"epochs": 0}, "either epochs or iterations"),
+        ({"epochs": 1, "iterations": 5}, "either epochs or iterations"),
+        ({"batch_size": 0}, "batch_size must be more than 0"),
+        ({"ema_decay": 1.}, "ema_decay"),
+        ({"crop_size": (64,)}, "crop_size must be a height and a width"),
+        ({"val_size": (64, 0)}, "val_size must be a height and a width"),
+    ])
+    def test_bad_values(self, options, message):
+        with pytest.raises(ValueError, match=message):
+            replace(RECIPES["camvid_480x360"], **options)
+
+    def test_unknown(self, tmp_path):
+        with pytest.raises(ValueError, match="no recipe 'imagenet': there is cityscapes_t"):
+            load_recipe("imagenet")
+        (tmp_path / "recipe.yaml").write_text("epochs: 3\nspeed: 7\n")
+        with pytest.raises(ValueError, match="is no recipe: .*speed"):
+            load_recipe(tmp_path / "recipe.yaml")
+
+    def test_optimiser(self):
+        """The paper's: plain momentum, decay everywhere. Ours: Nesterov, decay on weights of two or more dimensions."""
+        model = nn.Sequential(nn.Conv2d(3, 4, 1), nn.BatchNorm2d(4))
+        (group,) = create_state(model, RECIPES["camvid_t"], 10).optimizer.param_groups
+        assert len(group["params"]) == 4 and group["weight_decay"] == 5e-4 and not group["nesterov"]
+        state = create_state(model, RECIPES["camvid_480x360"], 1000)
+        decayed = [p for g in state.optimizer.param_groups if g["weight_decay"] for p in g["params"]]
+        assert [p.ndim for p in decayed] == [4] and all(g["nesterov"] for g in state.optimizer.param_groups)
+        rates = []
+        for iteration in (1, 100, 200, 600, 1000):
+            state.scheduler.step_update(iteration)
+            rates.append(state.optimizer.param_groups[0]["lr"])
+        assert rates == pytest.approx([1e-4, 0.01, 0.02 * 0.8 ** 0.9, 0.02 * 0.4 ** 0.9, 0.])
+
+
+class TestInit:
+    def test_tag_with_other_classes(self, tiny_recipe):
+        model = create_student(replace(tiny_recipe, init="camvid"), 3, CPU)
+        bundled = bssnet_zoo.create_model("bssnet_t", pretrained=True, aux_heads=True)
+        assert model.training and model.num_classes == 3
+        assert torch.equal(model.border_head.classifier.weight, bundled.border_head.classifier.weight)
+
+    def test_pidnet_file(self, tiny_recipe, tmp_path):
+        torch.save(filled("pidnet_s"), tmp_path / "pidnet.pth")
+        model = create_student(replace(tiny_recipe, init=str(tmp_path / "pidnet.pth")), 3, CPU)
+        assert torch.equal(model.stem[0].conv.weight, filled("pidnet_s")["conv1.0.weight"])
+
+    def test_unknown(self, tiny_recipe):
+        with pytest.raises(ValueError, match="init 'coco' is neither a file nor a tag of bssnet_t: .*pidnet_in1k"):
+            create_student(replace(tiny_recipe, init="coco"), 3, CPU)
+
+    def test_freeze_bn(self, tiny_recipe):
+        model = create_student(replace(tiny_recipe, freeze_bn=True), 3, CPU)
+        before = {name: b.clone() for name, b in model.named_buffers()}
+        model(torch.randn(2, 3, 64, 64)).seg.sum().backward()
+        assert not any(isinstance(module, nn.BatchNorm2d) for module in model.modules())
+        assert all(torch.equal(before[name], b) for name, b in model.named_buffers())
+
+
+@pytest.fixture(scope="module")
+def finished(tiny_recipe, tmp_path_factory):
+    """An uninterrupted run."""
+    folder = tmp_path_factory.mktemp("runs") / "straight"
+    return folder, train(tiny_recipe, folder)
+
+
+class TestRun:
+    def test_folder(self, finished, tiny_recipe):
+        folder, state = finished
+        assert load_recipe(folder / "recipe.yaml") == tiny_recipe
+        log = rows(folder / "log.csv")
+        assert [int(row["iteration"]) for row in log] == list(range(1, 9))
+        assert set(LOSS_NAMES) | {"lr", "images_per_second", "eta_seconds"} <= log[0].keys()
+        for row in log:
+            parts = sum(float(row[name]) for name in LOSS_NAMES[1:])
+            assert float(row["loss"]) == pytest.approx(parts, rel=1e-4)
+        (val,) = rows(folder / "val.csv")
+        assert int(val["iteration"]) == 8 and float(val["miou"]) == pytest.approx(state.best, rel=1e-4)
+        assert val.keys() >= {"pixel_accuracy", "boundary_f1", "sky", "road", "car"}
+        with Image.open(folder / "validation.png") as strip:
+            assert strip.size == (3 * 480, 2 * 320)
+
+    def test_curve(self, finished):
+        pytest.importorskip("matplotlib")
+        with Image.open(finished[0] / "curve.png") as curve:
+            assert curve.size == (1080, 600)
+
+    def test_best_holds_the_averaged_weights(self, finished):
+        folder, state = finished
+        model = bssnet_zoo.create_model(
+            "bssnet_t", num_classes=3, aux_heads=True, checkpoint_path=folder / "best.safetensors")
+        assert_equal(dict(model.state_dict()), dict(state.ema.module.state_dict()))
+        assert not torch.equal(model.stem[0].conv.weight, state.model.stem[0].conv.weight)
+
+    def test_last_loads_without_code(self, finished):
+        saved = torch.load(finished[0] / "last.pth", weights_only=True)
+        assert saved.keys() == {
+            "model", "model_ema", "optimizer", "scheduler", "scaler", "iteration", "best"}
+        model = bssnet_zoo.create_model("bssnet_t", num_classes=3, checkpoint_path=finished[0] / "last.pth")
+        assert torch.equal(model.stem[0].conv.weight, saved["model_ema"]["stem.0.conv.weight"])
+
+    def test_loss_falls(self, finished):
+        losses = [float(row["loss"]) for row in rows(finished[0] / "log.csv")]
+        assert sum(losses[-2:]) < 0.8 * sum(losses[:2])
+
+    def test_without_matplotlib_and_tensorboard(self, tiny_recipe, tmp_path, monkeypatch, capsys):
+        monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
+        monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", None)
+        train(tiny_recipe.with_options(iterations=1), tmp_path)
+        assert "curve.png needs matplotlib: pip install 'bssnet-zoo[train]'" in capsys.readouterr().out
+        assert not list(tmp_path.glob("events.*")) and not (tmp_path / "curve.png").exists()
+
+    def test_folder_in_use(self, finished, tiny_recipe, tmp_path):
+        with pytest.raises(ValueError, match="has a run already: go on with --resume"):
+            train(tiny_recipe, finished[0])
+        with pytest.raises(ValueError, match="started with lr=0.005, not 0.1"):
+            train(replace(tiny_recipe, lr=0.1), finished[0], resume=True)
+        with pytest.raises(ValueError, match="no run to resume"):
+            train(tiny_recipe, tmp_path, resume=True)
+
+
+class TestResume:
+    @pytest.mark.slow
+    def test_after_kill(self, finished, tiny_recipe, tmp_path):
+        """Killed in the middle and resumed, with other workers each time, is the same as straight on, to the bit."""
+        folder, straight = finished
+        save_recipe(replace(tiny_recipe, workers=1, checkpoint_every=2), tmp_path / "start.yaml")
+        run = subprocess.Popen(command("--recipe", tmp_path / "start.yaml", "--output", tmp_path / "run"),
+                               env=environment(), stdout=subprocess.DEVNULL)
+        log = tmp_path / "run" / "log.csv"
+        deadline = time.monotonic() + 120
+        while not log.exists() or log.read_text().count("\n") < 4:
+            assert run.poll() is None and time.monotonic() < deadline, "the run ended before it could be killed"
+            time.sleep(0.01)
+        run.send_signal(signal.SIGKILL)
+        run.wait()
+        before = torch.load(tmp_path / "run" / "last.pth", weights_only=True)["iteration"]
+        assert 2 <= before < 8
+        with log.open("a") as file:
+            file.write("7,1.2")  # the kind of line that a kill leaves
+        (tmp_path / "run" / ".last-a1b2c3d4.pth").write_bytes(b"half a file")
+
+        resumed = train(replace(tiny_recipe, workers=2), tmp_path / "run", resume=True)
+        assert resumed.iteration == 8
+        assert_equal(*(torch.load(path / "last.pth", weights_only=True) for path in (folder, tmp_path / "run")))
+        assert_equal(*(load_file(path / "best.safetensors") for path in (folder, tmp_path / "run")))
+        assert straight.best == resumed.best
+        timing = {"images_per_second", "eta_seconds"}
+        for file in ("log.csv", "val.csv"):
+            a, b = ([{k: v for k, v in row.items() if k not in timing} for row in rows(path / file)]
+                    for path in (folder, tmp_path / "run"))
+            assert a == b
+        assert not (tmp_path / "run" / ".last-a1b2c3d4.pth").exists()
+
+    def test_validation_by_epochs(self, tiny_recipe, tmp_path):
+        """Sixteen images in batches of 3 are five iterations and a third: epochs end in iterations 6, 11 and 16."""
+        train(replace(tiny_recipe, batch_size=3, epochs=3, validate_every=1, crop_size=(32, 32), lr=1e-4), tmp_path)
+        assert [int(row["iteration"]) for row in rows(tmp_path / "val.csv")] == [6, 11, 16]
+
+    def test_stop_epoch(self, finished, tiny_recipe, tmp_path, capsys):
+        assert train(tiny_recipe, tmp_path, stop_epoch=1).iteration == 4
+        assert f"bssnet-zoo train --resume {tmp_path}" in capsys.readouterr().out
+        state = train(tiny_recipe, tmp_path, resume=True)
+        assert_equal(dict(state.model.state_dict()), dict(finished[1].model.state_dict()))
+
+    def test_before_the_first_checkpoint(self, tiny_recipe, tmp_path):
+        save_recipe(tiny_recipe.with_options(iterations=1), tmp_path / "recipe.yaml")
+        assert train(tiny_recipe.with_options(iterations=1), tmp_path, resume=True).iteration == 1
+
+    @pytest.mark.slow
+    def test_interrupt(self, tiny_recipe, tmp_path):
+        """Ctrl-C, twice as torchrun sends it: saved, said how to go on, exit status 130."""
+        save_recipe(replace(tiny_recipe, epochs=100, workers=1, checkpoint_every=1000), tmp_path / "start.yaml")
+        run = subprocess.Popen(command("--recipe", tmp_path / "start.yaml", "--output", tmp_path / "run"),
+                               env=environment(), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+                               start_new_session=True)
+        log = tmp_path / "run" / "log.csv"
+        while run.poll() is None and (not log.exists() or log.read_text().count("\n") < 3):
+            time.sleep(0.01)
+        os.killpg(run.pid, signal.SIGINT)
+        os.killpg(run.pid, signal.SIGINT)
+        output, _ = run.communicate(timeout=60)
+        assert run.returncode == 130, output
+        assert f"bssnet-zoo train --resume {tmp_path / 'run'}" in output and "Traceback" not in output
+        saved = torch.load(tmp_path / "run" / "last.pth", weights_only=True)
+        assert saved["iteration"] == len(rows(log)) >= 2
+
+    def test_nan(self, tiny_recipe, tmp_path, monkeypatch):
+        calls = []
+
+        class Diverging(BSSNetLoss):
+            def forward(self, *args):
+                calls.append(1)
+                losses = super().forward(*args)
+                return losses._replace(seg=losses.seg * float("nan")) if len(calls) == 3 else losses
+
+        monkeypatch.setattr(train_module, "BSSNetLoss", Diverging)
+        with pytest.raises(RuntimeError, match=r"loss nan, .* in iteration 3, with .*png, .*png") as error:
+            train(replace(tiny_recipe, checkpoint_every=1), tmp_path)
+        dataset, _ = open_datasets(tiny_recipe)
+        for _, index in train_sampler(dataset, tiny_recipe, CPU, 0).batch(2):
+            assert str(dataset.files[index][0]) in str(error.value)
+        saved = torch.load(tmp_path / "last.pth", weights_only=True)
+        assert saved["iteration"] == 2
+        assert all(tensor.isfinite().all() for tensor in saved["model"].values())
+
+
+def gradients(recipe: Recipe, process: Process) -> list[torch.Tensor]:
+    """Gradients of the first iteration's share of a process."""
+    dataset, _ = open_datasets(recipe)
+    model = create_student(recipe, 3, CPU)
+    process.seed(recipe.seed, 0)
+    batches = train_batches(dataset, train_sampler(dataset, recipe, process, 0), recipe, CPU.device)
+    batches = [next(batches) for _ in range(recipe.grad_accum)]
+    scaler = torch.amp.GradScaler("cpu", enabled=False)
+    forward_backward(model, BSSNetLoss(recipe.class_weights), batches, recipe, scaler)
+    return [parameter.grad for parameter in model.parameters()]
+
+
+class TestGradients:
+    def test_accumulation(self, tiny_recipe):
+        """Two half batches give the mean of their gradients."""
+        recipe = replace(tiny_recipe, freeze_bn=True, grad_accum=2)
+        found = gradients(recipe, CPU)
+        model = create_student(recipe, 3, CPU)
+        dataset, _ = open_datasets(recipe)
+        batches = train_batches(dataset, train_sampler(dataset, recipe, CPU, 0), recipe, CPU.device)
+        CPU.seed(recipe.seed, 0)
+        for _ in range(2):
+            images, labels = next(batches)
+            (BSSNetLoss()(model(images), images, labels).total / 2).backward()
+        for a, parameter in zip(found, model.parameters(), strict=True):
+            assert torch.allclose(a, parameter.grad, rtol=1e-4, atol=1e-6 * parameter.grad.abs().max().item())
+
+    @pytest.mark.slow
+    def test_two_processes(self, tiny_recipe, tmp_path):
+        """torchrun with two processes updates with the mean of the gradients of the two halves of the batch."""
+        recipe = replace(tiny_recipe, freeze_bn=True, epochs=0, iterations=1, opt="momentum",
+                         weight_decay=0., validate_every=1)
+        save_recipe(recipe, tmp_path / "start.yaml")
+        run = subprocess.run(
+            [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m", "bssnet_zoo",
+             "train", "--recipe", tmp_path / "start.yaml", "--output", tmp_path / "run"],
+            env=environment(), capture_output=True, text=True, timeout=300)
+        assert run.returncode == 0, run.stderr
+        saved = torch.load(tmp_path / "run" / "last.pth", weights_only=True)["optimizer"]["state"]
+        halves = [gradients(recipe, Process(CPU.device, rank, 2)) for rank in (0, 1)]
+        for i, (a, b) in enumerate(zip(*halves, strict=True)):
+            found, expected = saved[i]["momentum_buffer"], (a + b) / 2  # after one update, that is the gradient
+            assert torch.allclose(found, expected, rtol=1e-4, atol=1e-5 * expected.abs().max().item())
+        assert run.stdout.count("validation after iteration 1") == 1
+        assert sum(float(row["pixel_accuracy"]) for row in rows(tmp_path / "run" / "val.csv")) > 0
+
+    def test_no_sync_bn_on_the_cpu(self, tiny_recipe, capsys):
+        model = create_student(tiny_recipe, 3, Process(CPU.device, 0, 2))
+        assert not any(isinstance(module, nn.SyncBatchNorm) for module in model.modules())
+        assert "SyncBN does not exist on cpu: plain BatchNorm" in capsys.readouterr().out
+
+    def test_batch_that_cannot_be_shared(self, tiny_recipe):
+        dataset, _ = open_datasets(tiny_recipe)
+        with pytest.raises(ValueError, match="batch_size=4 can't be shared by 3 processes .* multiple of 3"):
+            train_sampler(dataset, tiny_recipe, Process(CPU.device, 0, 3), 0)
+
+
+class TestPrecision:
+    @pytest.mark.parametrize("precision", ["bfloat16", "float16"])
+    def test_mixed(self, tiny_recipe, tmp_path, precision):
+        """All the trimmings at once: mixed precision, accumulation, clipping, frozen norms, layer decay."""
+        recipe = replace(tiny_recipe.with_options(iterations=2), precision=precision, clip_grad=1., grad_accum=2,
+                         freeze_bn=True, layer_decay=0.9, channels_last=False)
+        state = train(recipe, tmp_path)
+        assert state.iteration == 2
+        parameter = state.model.stem[0].conv.weight
+        assert parameter.dtype == torch.float32 and parameter.isfinite().all()
+        saved = torch.load(tmp_path / "last.pth", weights_only=True)
+        assert bool(saved["scaler"]) == (precision == "float16")
+
+    def test_clipped(self, tiny_recipe):
+        recipe = replace(tiny_recipe, clip_grad=0.01)
+        state = create_state(create_student(recipe, 3, CPU), recipe, 8)
+        for parameter in state.model.parameters():
+            parameter.grad = torch.ones_like(parameter)
+        assert train_module.clip_gradients(state, recipe) > 1000
+        norm = torch.stack([p.grad.norm() for p in state.model.parameters()]).norm().item()
+        assert norm == pytest.approx(0.01, rel=1e-3)
+
+
+class TestDistillation:
+    def test_loss(self):
+        torch.manual_seed(0)
+        logits, teacher = torch.randn(2, 3, 4, 5, dtype=torch.float64).float(), torch.randn(2, 3, 4, 5)
+        p, q = (teacher / 2).softmax(1), (logits / 2).softmax(1)
+        expected = 4 * (p * (p / q).log()).sum(1).mean()
+        assert distillation_loss(logits, teacher, 2.).item() == pytest.approx(expected.item(), rel=1e-5)
+        assert distillation_loss(logits, logits, 2.).item() == pytest.approx(0, abs=1e-6)
+        with pytest.raises(ValueError, match="the teacher gives 4 classes, the student 3"):
+            distillation_loss(logits, torch.randn(2, 4, 8, 8))
+
+    def test_any_module(self, tiny_recipe, tmp_path):
+        """The student of a teacher that sees one class everywhere comes to see it too."""
+        teacher = nn.Conv2d(3, 3, 1)
+        nn.init.zeros_(teacher.weight)
+        with torch.no_grad():
+            teacher.bias.copy_(torch.tensor([0., 0., 8.]))
+        recipe = replace(tiny_recipe, distill_weight=50., temperature=2., validate_every=8)
+        state = train(recipe, tmp_path, teacher=teacher)
+        losses = [float(row["distill"]) for row in rows(tmp_path / "log.csv")]
+        assert losses[-1] < 0.3 * losses[0]
+        assert teacher.bias.grad is None
+        assert (state.model.eval()(torch.randn(1, 3, 64, 64)).argmax(1) == 2).float().mean() > 0.9
+
+    def test_by_name(self, tiny_recipe, finished):
+        teacher = create_teacher(replace(tiny_recipe, teacher="bssnet_t"), 11)
+        assert teacher.num_classes == 11 and not any(p.requires_grad for p in teacher.parameters())
+        with pytest.raises(ValueError, match="'bssnet_t' has 11 classes, the data 3"):
+            create_teacher(replace(tiny_recipe, teacher="bssnet_t"), 3)
+        checkpoint = str(finished[0] / "best.safetensors")
+        teacher = create_teacher(replace(tiny_recipe, teacher="bssnet_t", teacher_checkpoint=checkpoint), 3)
+        assert torch.equal(teacher.stem[0].conv.weight, finished[1].ema.module.stem[0].conv.weight)
+        with pytest.raises(ValueError, match="needs teacher, the name of its model"):
+            create_teacher(replace(tiny_recipe, teacher_checkpoint=checkpoint), 3)
