@@ -3,7 +3,7 @@ from .inference import Prediction, class_info, predict
 from .layers import LUAFM, PAPPM, UMF
 from .losses import BoundaryLoss, BSSNetLoss, OhemCrossEntropyLoss
 from .metrics import BoundaryF1, ConfusionMatrix
-from .models import BSSNet, BSSNetOutput, convert_checkpoint, create_model, list_models, load_checkpoint
+from .models import BSSNet, BSSNetOutput, convert_checkpoint, create_model, deploy, list_models, load_checkpoint
 
 __version__ = "0.1.0"
 
@@ -23,6 +23,7 @@ __all__ = [
     "class_info",
     "convert_checkpoint",
     "create_model",
+    "deploy",
     "list_models",
     "load_checkpoint",
     "predict",

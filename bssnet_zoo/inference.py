@@ -17,6 +17,7 @@ from tqdm import tqdm
 
 from .data.classes import CITYSCAPES, RGB, ClassInfo, default_palette
 from .files import atomic_path
+from .models import BSSNet
 
 __all__ = ["Prediction", "class_info", "predict", "predict_files"]
 
@@ -163,16 +164,64 @@ def check_size(size: int | Sequence[int]) -> list[int]:
     return size
 
 
-def _logits(model: nn.Module, images: torch.Tensor) -> torch.Tensor:
-    """Logits of a batch at its own size, padding what is smaller than the network takes."""
+def _run(model: nn.Module, images: torch.Tensor) -> tuple[torch.Tensor, tuple[int, int]]:
+    """Logits, a BSSNet's at their own stride, and the size of what the network saw, padded to what it takes."""
     height, width = images.shape[-2:]
     padding = (0, max(0, MIN_SIZE - width), 0, max(0, MIN_SIZE - height))
     if any(padding):
         images = F.pad(images, padding, mode="replicate")
-    logits = model(images)
+    logits = model.forward_head(model.forward_features(images)) if isinstance(model, BSSNet) else model(images)
     if not isinstance(logits, torch.Tensor):
         raise ValueError(f"the model gives a {type(logits).__name__}, not logits: create it without features_only")
-    return logits[..., :height, :width]
+    if logits.shape[1] > 256:
+        raise ValueError(f"label maps hold 256 classes at most, the model has {logits.shape[1]}")
+    return logits.float(), tuple(images.shape[-2:])
+
+
+def resize_rows(logits: torch.Tensor, rows: torch.Tensor, width: int) -> torch.Tensor:
+    """Logits (N, C, h, w) at any rows, bilinear: (N, C, len(rows), width).
+
+    Args:
+        logits: What to resize.
+        rows: Positions between 0 and h - 1, float64, on the CPU (some devices have no float64).
+        width: The width to resize to, corners aligned.
+    """
+    above = rows.floor().long().clamp(max=logits.shape[2] - 1)
+    below = (above + 1).clamp(max=logits.shape[2] - 1)
+    weight = (rows - above).to(logits.dtype)[:, None].to(logits.device)
+    strip = torch.lerp(logits[:, :, above.to(logits.device)], logits[:, :, below.to(logits.device)], weight)
+    if width == logits.shape[3]:
+        return strip
+    return F.interpolate(strip, size=(len(rows), width), mode="bilinear", align_corners=True)
+
+
+def resize_logits(
+        logits: torch.Tensor,
+        padded: Sequence[int],
+        seen: Sequence[int],
+        size: Sequence[int],
+        strip: int = 32,
+) -> Iterable[torch.Tensor]:
+    """Logits (1, C, h, w) resized to what the network saw and then to the image, in strips (1, C, strip, W) of rows.
+
+    Both resizes are bilinear with aligned corners, as published. Strips need no map of all classes at full size.
+
+    Args:
+        logits: Raw logits.
+        padded: Height and width of what the network saw.
+        seen: The part of it, from the top left, that is image.
+        size: Height and width of the image.
+        strip: Rows of a strip.
+    """
+    def steps(rows: torch.Tensor, source: int, target: int) -> torch.Tensor:
+        return rows * ((source - 1) / max(target - 1, 1))
+
+    for top in range(0, size[0], strip):
+        rows = steps(torch.arange(top, min(top + strip, size[0]), dtype=torch.float64), seen[0], size[0])
+        first, last = int(rows[0]), min(int(rows[-1]) + 1, seen[0] - 1)
+        seen_rows = torch.arange(first, last + 1, dtype=torch.float64)
+        part = resize_rows(logits, steps(seen_rows, logits.shape[2], padded[0]), padded[1])
+        yield resize_rows(part[..., :seen[1]], rows - first, size[1])
 
 
 @torch.inference_mode()
@@ -210,20 +259,20 @@ def predict(
     images = images.to(parameter.device, parameter.dtype, memory_format=torch.channels_last)
     training = model.training
     try:
-        logits = _logits(model.eval(), images)
+        logits, padded = _run(model.eval(), images)
     finally:
         model.train(training)
-    if logits.shape[-2:] != rgb.shape[-2:]:
-        logits = F.interpolate(logits, size=rgb.shape[-2:], mode="bilinear", align_corners=True)
-    if logits.shape[1] > 256:
-        raise ValueError(f"label maps hold 256 classes at most, the model has {logits.shape[1]}")
+    strips = resize_logits(logits, padded, images.shape[-2:], rgb.shape[-2:])
+    if probabilities:
+        strips = [torch.cat(list(strips), dim=2)]
+    labels = torch.cat([strip[0].argmax(0).byte() for strip in strips])
     classes = class_info(model, logits.shape[1])
     return Prediction(
-        labels=logits[0].argmax(0).byte().cpu().numpy(),
+        labels=labels.cpu().numpy(),
         image=TF.to_pil_image(rgb),
         class_names=classes.names,
         palette=classes.palette,
-        probabilities=logits[0].float().softmax(0).cpu().numpy() if probabilities else None,
+        probabilities=strips[0][0].softmax(0).cpu().numpy() if probabilities else None,
     )
 
 

@@ -89,7 +89,7 @@ def test_small_and_odd_images(model, size):
     (180, (180, 240)), ([180], (180, 240)), ((128, 256), (128, 256)), (16, (32, 32))])
 def test_size_is_what_the_network_sees(model, prediction, size, seen):
     shapes = []
-    handle = model.register_forward_pre_hook(lambda module, args: shapes.append(tuple(args[0].shape[2:])))
+    handle = model.stem.register_forward_pre_hook(lambda module, args: shapes.append(tuple(args[0].shape[2:])))
     result = bssnet_zoo.predict(model, STREET, size=size)
     handle.remove()
     assert shapes == [seen] and result.labels.shape == (360, 480)

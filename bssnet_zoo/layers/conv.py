@@ -64,7 +64,9 @@ class BasicBlock(nn.Module):
         self.act = nn.ReLU(inplace=True)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return self.act(self.conv2(self.conv1(x)) + self.downsample(x))
+        y = self.conv2(self.conv1(x))
+        y += self.downsample(x)  # in place: a new map of this size costs more than the sum
+        return self.act(y)
 
 
 class Bottleneck(nn.Module):
@@ -84,4 +86,6 @@ class Bottleneck(nn.Module):
             self.downsample = ConvNormAct(in_channels, out_channels, 1, stride, act=False, **dd)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return self.conv3(self.conv2(self.conv1(x))) + self.downsample(x)
+        y = self.conv3(self.conv2(self.conv1(x)))
+        y += self.downsample(x)
+        return y
