@@ -1,4 +1,4 @@
 """torch.hub entry points: ``torch.hub.load("owner/bssnet-zoo", "bssnet_t", pretrained=True)``."""
-dependencies = ["torch", "torchvision", "timm", "huggingface_hub", "safetensors", "numpy", "PIL", "tqdm"]
+dependencies = ["torch", "torchvision", "timm", "huggingface_hub", "safetensors", "numpy", "PIL", "tqdm", "yaml"]
 
 from bssnet_zoo.models import bssnet_b, bssnet_t  # noqa: E402, F401

@@ -20,6 +20,11 @@ from .models.verify import verify_weights
 
 __all__ = ["main"]
 
+def parse_size(text: str) -> list[int]:
+    """``720`` is the shorter side, ``360x480`` is height and width."""
+    return [int(number) for number in text.lower().split("x")]
+
+
 def run_predict(args: argparse.Namespace) -> int:
     if args.num_classes is not None and args.checkpoint is None:
         raise ValueError("--num-classes needs --checkpoint: the pretrained weights have the classes they have")
@@ -74,10 +79,10 @@ def _predict_parser(verbs) -> None:
     parser.add_argument("--model", default="bssnet_t", metavar="NAME",
                         help="model or model.tag, see 'bssnet-zoo list' (default: %(default)s)")
     parser.add_argument("--out", default="predictions", metavar="DIR", help="folder to write to (default: %(default)s)")
-    parser.add_argument("--size", type=int, nargs="+", metavar="N",
-                        help="what the network sees: the shorter side, or height and width (default: the image's own "
-                             "size). The bundled weights were trained at 360x480: on images of more than 720 "
-                             "rows give 720, or 360 for speed")
+    parser.add_argument("--size", type=parse_size, metavar="N",
+                        help="what the network sees: the shorter side, or height x width as in 360x480 "
+                             "(default: the image's own size). The bundled weights were trained at 360x480: on larger "
+                             "images try 720, or 360 for speed")
     parser.add_argument("--checkpoint", metavar="FILE", help=".safetensors or .pth instead of pretrained weights")
     parser.add_argument("--num-classes", type=int, metavar="N", help="class count of the checkpoint, if not 11")
     parser.add_argument("--device", help="cpu, cuda, cuda:1, mps ... (default: cuda or mps if there is one)")

@@ -2,7 +2,8 @@
 import os
 import tempfile
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -22,6 +23,7 @@ from .models import BSSNet
 __all__ = ["Prediction", "class_info", "predict", "predict_files"]
 
 IMAGE_SUFFIXES = {".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff"}
+RESULT_ENDINGS = ("_labels.png", "_overlay.png")
 MIN_SIZE = 32
 
 ImageLike = str | os.PathLike | Image.Image | np.ndarray | torch.Tensor
@@ -156,6 +158,18 @@ def load_image(image: ImageLike) -> torch.Tensor:
     return _pil_to_tensor(Image.fromarray(image))
 
 
+@contextmanager
+def evaluating(model: nn.Module) -> Iterator[None]:
+    """Puts a model in eval mode for a while; each module, frozen ones too, then gets back the mode it was in."""
+    modes = [(module, module.training) for module in model.modules()]
+    model.eval()
+    try:
+        yield
+    finally:
+        for module, training in modes:
+            module.training = training
+
+
 def check_size(size: int | Sequence[int]) -> list[int]:
     """The size as a list of the shorter side, or of height and width; ValueError if it is neither."""
     size = [size] if isinstance(size, int) else list(size)
@@ -257,11 +271,8 @@ def predict(
     images = rgb if size is None else TF.resize(rgb, check_size(size), antialias=True).clamp(0, 1)
     images = TF.normalize(images, cfg.get("mean", IMAGENET_DEFAULT_MEAN), cfg.get("std", IMAGENET_DEFAULT_STD))[None]
     images = images.to(parameter.device, parameter.dtype, memory_format=torch.channels_last)
-    training = model.training
-    try:
-        logits, padded = _run(model.eval(), images)
-    finally:
-        model.train(training)
+    with evaluating(model):
+        logits, padded = _run(model, images)
     strips = resize_logits(logits, padded, images.shape[-2:], rgb.shape[-2:])
     if probabilities:
         strips = [torch.cat(list(strips), dim=2)]
@@ -305,12 +316,12 @@ class PredictionSummary:
         return "\n".join(lines + [f"failed: {reason}" for reason in self.failed.values()])
 
 
-def find_images(paths: Iterable[str | os.PathLike], exclude: Path) -> list[tuple[Path, Path]]:
+def find_images(paths: Iterable[str | os.PathLike], out: Path) -> list[tuple[Path, Path]]:
     """Image files and the names, relative and without suffix, for their results: folders are searched to the bottom.
 
     Args:
         paths: Files and folders.
-        exclude: A folder in which nothing is looked for: that of the results.
+        out: The folder of the results, which are left out if they are there from before.
 
     Raises:
         ValueError: A folder without images.
@@ -320,7 +331,7 @@ def find_images(paths: Iterable[str | os.PathLike], exclude: Path) -> list[tuple
         files = [path]
         if path.is_dir():
             files = sorted(p for p in path.rglob("*") if p.suffix.lower() in IMAGE_SUFFIXES and p.is_file()
-                           and exclude.resolve() not in p.resolve().parents)
+                           and not (p.name.endswith(RESULT_ENDINGS) and out.resolve() in p.resolve().parents))
             if not files:
                 raise ValueError(f"no images in {path}: looked for {', '.join(sorted(IMAGE_SUFFIXES))}")
         for file in files:
@@ -366,7 +377,7 @@ def predict_files(
     out = Path(out)
     if size is not None:
         check_size(size)
-    files = find_images(paths, exclude=out)
+    files = find_images(paths, out)
     check_writable(out)
     classes = class_info(model)
     summary = PredictionSummary(classes, np.zeros(len(classes.names), dtype=np.int64))
@@ -377,7 +388,7 @@ def predict_files(
         except (OSError, ValueError) as error:
             summary.failed[file] = str(error)
             continue
-        targets = [(out / name).with_name(f"{name.name}_{kind}.png") for kind in ("labels", "overlay")]
+        targets = [(out / name).with_name(name.name + ending) for ending in RESULT_ENDINGS]
         for target, picture in zip(targets, (prediction.label_image(), prediction.overlay()), strict=True):
             with atomic_path(target) as temporary:
                 picture.save(temporary)

@@ -123,6 +123,19 @@ def test_convert(tmp_path, published, expected):
     assert sorted(p.name for p in tmp_path.iterdir()) == ["half.safetensors", "out.safetensors"]
 
 
+def test_features_of_a_checkpoint(published, tmp_path):
+    net = bssnet_zoo.create_model(
+        "bssnet_t", features_only=True, out_indices=(1,), checkpoint_path=published("bssnet_t"))
+    whole = bssnet_zoo.create_model("bssnet_t", num_classes=19, checkpoint_path=published("bssnet_t")).eval()
+    with torch.inference_mode():
+        assert torch.equal(net.eval()(X)[0], whole.forward_intermediates(X, [1], intermediates_only=True)[0])
+
+
+def test_a_checkpoint_without_its_classifier(published):
+    model = bssnet_zoo.create_model("bssnet_t", num_classes=0, checkpoint_path=published("bssnet_t"))
+    assert torch.equal(model.head.norm.weight, filled("bssnet_t")["decode_head.fuse_b_d_head.norm.weight"])
+
+
 def saved(tmp_path, checkpoint):
     torch.save(checkpoint, tmp_path / "checkpoint.pth")
     return tmp_path / "checkpoint.pth"
@@ -160,9 +173,14 @@ class TestRefused:
         self.refuse(path, "half.* is truncated or not a checkpoint")
 
     @pytest.mark.parametrize("name", ["page.pth", "page.safetensors"])
-    def test_not_a_checkpoint(self, name, tmp_path):
-        (tmp_path / name).write_text("<html>404</html>" * 100)
+    @pytest.mark.parametrize("text", ["<html>404</html>" * 100, "", ".", "G", "hello"])
+    def test_not_a_checkpoint(self, name, text, tmp_path):
+        (tmp_path / name).write_text(text)
         self.refuse(tmp_path / name, "not a checkpoint")
+
+    def test_in_chans(self, published, tmp_path):
+        with pytest.raises(ValueError, match="takes 3 channels, the model 1: .*in_chans=3.*pretrained_cfg_overlay"):
+            bssnet_zoo.create_model("bssnet_t", num_classes=19, in_chans=1, checkpoint_path=published("bssnet_t"))
 
     def test_code_in_a_pickle(self, tmp_path, monkeypatch):
         monkeypatch.chdir(tmp_path)
@@ -180,7 +198,9 @@ class TestRefused:
         torch.save({"state_dict": {}, "hook": Custom()}, path, _use_new_zipfile_serialization=False)
         self.refuse(path, r"is refused: to unpickle it takes more than tensors.*test_checkpoints.Custom\)")
 
-    @pytest.mark.parametrize("checkpoint", [{}, {"fc.weight": torch.zeros(3)}, {"state_dict": {"a": torch.zeros(1)}}])
+    @pytest.mark.parametrize("checkpoint", [
+        {}, {"fc.weight": torch.zeros(3)}, {"state_dict": {"a": torch.zeros(1)}}, {0: torch.zeros(1)},
+        {"aa.stages": torch.zeros(1), "stages.0.blocks.0.weight": torch.zeros(1)}])
     def test_fits_nothing(self, checkpoint, tmp_path):
         self.refuse(saved(tmp_path, checkpoint), "no names of a BSSNet or PIDNet .*: it has (fc.weight|a|no)")
 

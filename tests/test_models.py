@@ -217,6 +217,16 @@ class TestTraining:
             assert torch.equal(a, b), name
         assert bytes_ < 0.5 * plain_bytes
 
+    def test_checkpointing_is_never_reentrant(self):
+        model = build("bssnet_t").train()
+        model.set_grad_checkpointing()
+        timm.layers.set_reentrant_ckpt(True)
+        try:
+            model(torch.randn(2, 3, 64, 64)).mean().backward()
+        finally:
+            timm.layers.set_reentrant_ckpt(False)
+        assert model.stem[0].conv.weight.grad is not None
+
     def test_frozen_trunk_gets_no_gradient(self, variant):
         model = build(variant).train()
         model.stem.requires_grad_(False)
@@ -354,6 +364,8 @@ class TestBadInput:
         with pytest.raises(ValueError, match="got -3"):
             tiny.reset_classifier(-3)
         assert tiny.num_classes == 11
+        with pytest.raises(ValueError, match="a deployed model keeps its classifier"):
+            bssnet_zoo.deploy(tiny).reset_classifier(3)
 
     @pytest.mark.parametrize(("name", "message"), [
         ("bssnet_s", "unknown model 'bssnet_s'. Did you mean bssnet_"),

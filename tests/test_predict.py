@@ -105,6 +105,14 @@ def test_leaves_the_model_as_it_was(model):
     model.eval()
 
 
+def test_frozen_layers_stay_frozen(model):
+    model.train()
+    model.stem.eval()
+    bssnet_zoo.predict(model, STREET, size=64)
+    assert model.training and model.stages.training and not model.stem.training and not model.stem[0].bn.training
+    model.eval()
+
+
 def test_half_precision(model, prediction):
     half = bssnet_zoo.create_model("bssnet_t", pretrained=True).bfloat16()
     result = bssnet_zoo.predict(half, STREET, probabilities=True)
@@ -192,6 +200,14 @@ class TestCommandLine:
         assert main(["predict", str(tmp_path / "drive"), "--out", str(out)]) == 0  # its own results are no input
         assert "3 images in " in capsys.readouterr().out
 
+    def test_results_beside_the_images(self, tmp_path, monkeypatch, capsys):
+        monkeypatch.chdir(tmp_path)
+        Image.open(STREET).resize((64, 48)).save("a.png")
+        for _ in range(2):
+            assert main(["predict", "--size", "32", ".", "--out", "."]) == 0
+            assert "1 images in " in capsys.readouterr().out
+        assert sorted(p.name for p in tmp_path.iterdir()) == ["a.png", "a_labels.png", "a_overlay.png"]
+
     def test_goes_on_after_unreadable_files(self, tmp_path, capsys):
         (tmp_path / "text.png").write_text("no image")
         (tmp_path / "half.png").write_bytes(STREET.read_bytes()[:50_000])
@@ -205,7 +221,7 @@ class TestCommandLine:
 
     @pytest.mark.parametrize("precision", ["bfloat16", "float16"])
     def test_precision_and_size(self, precision, tmp_path, prediction):
-        assert main(["predict", str(STREET), "--out", str(tmp_path), "--precision", precision, "--size", "360", "480",
+        assert main(["predict", str(STREET), "--out", str(tmp_path), "--precision", precision, "--size", "360x480",
                      "--device", "cpu", "--model", "bssnet_t.camvid"]) == 0
         assert (np.array(Image.open(tmp_path / "street_labels.png")) == prediction.labels).mean() > 0.97
 
@@ -234,7 +250,7 @@ class TestCommandLine:
         (["predict", "STREET", "--device", "cuda:77"], "device 'cuda:77' is unknown or not there"),
         (["predict", "STREET", "--checkpoint", "none.pth"], "checkpoint not found: none.pth"),
         (["predict", "STREET", "--num-classes", "4"], "--num-classes needs --checkpoint"),
-        (["predict", "STREET", "--size", "1", "2", "3"], "size must be"),
+        (["predict", "--size", "1x2x3", "STREET"], "size must be"),
         (["predict", "STREET", "--out", "STREET"], "can't write to the output folder .*street.png"),
         (["predict", "STREET", "--out", "/dev/null/x"], "can't write to the output folder /dev/null/x: Not a"),
         (["predict", "EMPTY"], "no images in .*: looked for .bmp"),

@@ -244,7 +244,7 @@ class TestRun:
         monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
         monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", None)
         train(tiny_recipe.with_options(iterations=1), tmp_path)
-        assert "curve.png needs matplotlib: pip install 'bssnet-zoo[train]'" in capsys.readouterr().out
+        assert "curve.png needs matplotlib: the extra [train]" in capsys.readouterr().out
         assert not list(tmp_path.glob("events.*")) and not (tmp_path / "curve.png").exists()
 
     def test_folder_in_use(self, finished, tiny_recipe, tmp_path):

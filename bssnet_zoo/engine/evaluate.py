@@ -17,6 +17,7 @@ from tqdm import tqdm
 from ..data.datasets import open_dataset
 from ..data.transforms import EvalTransform
 from ..device import PRECISIONS
+from ..inference import MIN_SIZE, evaluating
 from ..metrics import BoundaryF1, ConfusionMatrix
 from ..models import create_model
 from .distributed import Process, end_process, init_process
@@ -24,8 +25,6 @@ from .predictions import PredictionWriter
 from .recipes import Recipe, load_recipe
 
 __all__ = ["Evaluation", "add_eval_arguments", "evaluate", "multi_scale_probabilities", "sliding_window_logits"]
-
-MIN_SIZE = 32
 
 
 @dataclass(frozen=True)
@@ -192,16 +191,12 @@ def evaluate(
     predictions = _predictions(model, loader, device, PRECISIONS[precision], scales, flip, sliding_window)
     silent = not (progress and process.primary and sys.stderr.isatty())
     predictions = tqdm(predictions, total=len(indices), unit="image", leave=False, disable=silent)
-    training = model.training
-    model.eval()
-    try:
+    with evaluating(model):
         for index, (prediction, labels) in zip(indices, predictions, strict=True):
             confusion.update(prediction, labels)
             boundary.update(prediction, labels)
             if writer is not None:
                 writer.write(index, prediction[0])
-    finally:
-        model.train(training)
     confusion.reduce()
     boundary.reduce()
     return Evaluation(

@@ -29,7 +29,7 @@ def save_curve(folder: str | os.PathLike) -> None:
     try:
         from matplotlib.figure import Figure
     except ImportError:
-        raise RuntimeError("curve.png needs matplotlib: pip install 'bssnet-zoo[train]'") from None
+        raise RuntimeError("curve.png needs matplotlib: the extra [train], as in pip install '.[train]'") from None
     folder = Path(folder)
     figure = Figure(figsize=(9, 5), layout="constrained")
     loss_axes = figure.add_subplot(xlabel="iteration", ylabel="loss")

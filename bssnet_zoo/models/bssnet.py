@@ -301,6 +301,8 @@ class BSSNet(nn.Module):
             if num_classes > 0:
                 raise ValueError("a model pruned to its trunk features has no head to put a classifier in")
             return
+        if not isinstance(getattr(self.head, "conv", None), NormActConv):
+            raise ValueError("a deployed model keeps its classifier: reset that of the model it was made from")
         self.num_classes = num_classes
         heads = [self.head, *self.fcn_heads] if self.aux_heads else [self.head]
         for head in heads:
@@ -311,8 +313,9 @@ class BSSNet(nn.Module):
     @torch.jit.unused
     def _checkpoint(self, module: nn.Module, *x: torch.Tensor):
         if torch.compiler.is_compiling():  # the compiler replays buffer updates correctly and takes no context of ours
-            return checkpoint(module, *x)
-        return checkpoint(module, *x, context_fn=lambda: (nullcontext(), keep_running_statistics(module)))
+            return checkpoint(module, *x, use_reentrant=False)
+        return checkpoint(
+            module, *x, use_reentrant=False, context_fn=lambda: (nullcontext(), keep_running_statistics(module)))
 
     def _forward_trunk(self, x: torch.Tensor, num_stages: int = 5) -> list[torch.Tensor]:
         if self.grad_checkpointing and not torch.jit.is_scripting():

@@ -7,6 +7,7 @@ import logging
 import os
 import pickle
 import re
+import struct
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +27,8 @@ StateDict = dict[str, torch.Tensor]
 EMA_COPIES = ("state_dict_ema", "model_ema", "ema_state_dict")
 PLAIN_COPIES = ("state_dict", "model")
 WRAPPER_PREFIXES = ("_orig_mod.", "module.")
+READ_ERRORS = (  # what damaged files make of the readers
+    SafetensorError, RuntimeError, EOFError, OSError, ValueError, TypeError, LookupError, AttributeError, struct.error)
 BOOKKEEPING = re.compile(r"(steps|n_averaged|data_preprocessor\..*)$")
 TRAINING_HEADS = ("border_head.", "spatial_head.", "fcn_heads.")
 TRUNK = ("stem.", "stages.")
@@ -121,7 +124,7 @@ def _read_file(path: Path) -> Any:
         if "Unsupported operand" in str(error):  # not an instruction of any pickle that torch.save writes
             raise ValueError(f"{path} is not a checkpoint, or damaged") from error
         raise _refuse_pickle(path, error) from None
-    except (SafetensorError, RuntimeError, EOFError, OSError, ValueError, KeyError) as error:
+    except READ_ERRORS as error:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise ValueError(f"{path} is truncated or not a checkpoint: {reason}") from error
 
@@ -136,7 +139,7 @@ def _unwrap(checkpoint: Any, source: object) -> StateDict:
         return _unwrap(checkpoint[copies[0]], source)
     state_dict = {}
     for name, tensor in checkpoint.items():
-        if not isinstance(tensor, torch.Tensor):
+        if not isinstance(tensor, torch.Tensor) or not isinstance(name, str):
             continue
         while name.startswith(WRAPPER_PREFIXES):
             name = name.split(".", 1)[1]
@@ -166,7 +169,7 @@ def convert_names(state_dict: StateDict) -> StateDict:
     if any(name.startswith("model.") for name in names):  # the original PIDNet saves a wrapper around its network
         state_dict = {name.removeprefix("model."): tensor for name, tensor in state_dict.items()}
         names = set(state_dict)
-    if any(name.startswith("stages.") for name in names):
+    if "stem.0.conv.weight" in names and any(name.startswith("stages.") for name in names):
         return state_dict
     if any(name.startswith("backbone.fuse_bdi.") for name in names):
         return _rename(state_dict, BSSNET_NAMES)
@@ -248,6 +251,19 @@ def _check_num_classes(state_dict: StateDict, allowed: tuple[int, ...]) -> None:
                          f"create the model with num_classes={num_classes}")
 
 
+def _check_in_chans(state_dict: StateDict, in_chans: int) -> None:
+    weight = state_dict.get("stem.0.conv.weight")
+    if weight is not None and weight.ndim == 4 and weight.shape[1] != in_chans:
+        raise ValueError(
+            f"the checkpoint takes {weight.shape[1]} channels, the model {in_chans}: create the model with "
+            f"in_chans={weight.shape[1]}, or adapt it by pretrained=True and pretrained_cfg_overlay=dict(file=...)")
+
+
+def _without_classifiers(state_dict: StateDict) -> StateDict:
+    return {name: tensor for name, tensor in state_dict.items()
+            if not re.match(r"(head|fcn_heads\.\d)\.classifier\.", name)}
+
+
 def checkpoint_filter_fn(state_dict: StateDict, model: nn.Module) -> StateDict:
     """timm's hook between file and model: makes a checkpoint exactly the state dict of ``model``, or says why it can't.
 
@@ -271,7 +287,7 @@ def checkpoint_filter_fn(state_dict: StateDict, model: nn.Module) -> StateDict:
     if model.num_classes != cfg.get("num_classes"):
         adaptable.update(f"{name}.{kind}" for name in cfg["classifier"] for kind in ("weight", "bias"))
     if model.num_classes == 0:
-        state_dict = {name: tensor for name, tensor in state_dict.items() if name not in adaptable or "stem." in name}
+        state_dict = _without_classifiers(state_dict)
     return _fit(state_dict, model, adaptable)
 
 
@@ -284,7 +300,10 @@ def load_checkpoint(model: nn.Module, path: str | os.PathLike) -> None:
     """
     state_dict = read_checkpoint(path)
     try:
+        if model.num_classes == 0:
+            state_dict = _without_classifiers(state_dict)
         _check_num_classes(state_dict, (model.num_classes,))
+        _check_in_chans(state_dict, model.in_chans)
         state_dict = _fit(state_dict, model, adaptable=set())
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from None

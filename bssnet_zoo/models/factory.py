@@ -66,6 +66,9 @@ def create_model(
     if source == "hf-hub":  # timm fetches it too, but says less clearly why it can't
         repo_id, revision = hf_split(model_id)
         hub_file(repo_id, "config.json", revision, kwargs.get("cache_dir"))
+    if checkpoint_path is not None and kwargs.get("features_only"):  # there is no whole model to load into afterwards
+        overlay = {**(kwargs.pop("pretrained_cfg_overlay", None) or {}), "file": str(checkpoint_path)}
+        return timm.create_model(model_name, True, pretrained_cfg, pretrained_cfg_overlay=overlay, **kwargs)
     model = timm.create_model(model_name, pretrained=pretrained, pretrained_cfg=pretrained_cfg, **kwargs)
     if checkpoint_path is not None:
         load_checkpoint(model, checkpoint_path)
