@@ -38,6 +38,12 @@ def check_model_name(model_name: str, pretrained_cfg: Any = None) -> None:
         raise ValueError(f"unknown tag '{tag}' of {name}: its weights are {', '.join(tags)}")
 
 
+def check_trained(model_name: str) -> None:
+    """Raises ValueError for a model whose pretrained weights have no classifier."""
+    if model_name.endswith(".pidnet_in1k"):
+        raise ValueError(f"{model_name} has no trained classifier: it is a trunk to start training from")
+
+
 def create_model(
         model_name: str,
         pretrained: bool = False,
