@@ -67,6 +67,9 @@ class SegmentationDataset(Dataset):
         transform: Called as ``transform(image, label, rng)``.
         seed: Seed of the augmentation.
         unpaired: Label files without an image, for ``check_dataset`` to report.
+
+    Attributes:
+        cache: Keeps decoded images and labels in the memory of each process that loads them, once it is a dict.
     """
 
     ignore_index = IGNORE_INDEX
@@ -87,6 +90,7 @@ class SegmentationDataset(Dataset):
         self.transform = transform
         self.seed = seed
         self.unpaired = list(unpaired)
+        self.cache: dict[int, tuple[Tensor, Tensor]] | None = None
         self._epoch = torch.zeros((), dtype=torch.int64).share_memory_()
 
     def __len__(self) -> int:
@@ -100,10 +104,17 @@ class SegmentationDataset(Dataset):
     def __getitem__(self, key: int | tuple[int, int]) -> tuple[Tensor, Tensor]:
         epoch, index = key if isinstance(key, tuple) else (int(self._epoch), key)
         index = range(len(self))[index]
-        image, label = self.load(index)
+        image, label = self._load_cached(index)
         if self.transform is None:
             return image, label.long()
         return self.transform(image, label, np.random.default_rng((self.seed, epoch, index)))
+
+    def _load_cached(self, index: int) -> tuple[Tensor, Tensor]:
+        if self.cache is None:
+            return self.load(index)
+        if index not in self.cache:
+            self.cache[index] = self.load(index)
+        return self.cache[index]
 
     def load(self, index: int) -> tuple[Tensor, Tensor]:
         """The image and its label without the transform, both uint8: (3, H, W) and (H, W).
