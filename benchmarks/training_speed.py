@@ -39,6 +39,8 @@ class Bench:
         num_classes = len(self.dataset.classes.names)
         self.state = create_state(create_student(recipe, num_classes, process), recipe, iterations=10_000)
         self.criterion = BSSNetLoss(recipe.class_weights)
+        for index in range(len(self.dataset) if recipe.cache else 0):  # what a run does in its first epoch
+            self.dataset.load(index)
         self.sampler = train_sampler(self.dataset, recipe, process, 0)
         self.batches = train_batches(self.dataset, self.sampler, recipe, process.device)
         self.images, self.labels = next(self.batches)

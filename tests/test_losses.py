@@ -397,7 +397,8 @@ def test_one_softmax_for_hard_pixels_when_there_are_enough(monkeypatch):
     """The losses of the FCN heads take the short way, and without it they are the same."""
     output, images, labels = random_case()
     calls = []
-    monkeypatch.setattr(losses, "resized_nll", lambda *args, **kwargs: calls.append(args) or resized_nll(*args, **kwargs))
+    monkeypatch.setattr(
+        losses, "resized_nll", lambda *args, **kwargs: calls.append(args) or resized_nll(*args, **kwargs))
     short = BSSNetLoss(aux_min_kept=10)(output, images, labels)
     assert len(calls) == 1  # for seg
     gradients = torch.autograd.grad(short.aux3, output.aux[0])[0]

@@ -104,17 +104,10 @@ class SegmentationDataset(Dataset):
     def __getitem__(self, key: int | tuple[int, int]) -> tuple[Tensor, Tensor]:
         epoch, index = key if isinstance(key, tuple) else (int(self._epoch), key)
         index = range(len(self))[index]
-        image, label = self._load_cached(index)
+        image, label = self.load(index)
         if self.transform is None:
             return image, label.long()
         return self.transform(image, label, np.random.default_rng((self.seed, epoch, index)))
-
-    def _load_cached(self, index: int) -> tuple[Tensor, Tensor]:
-        if self.cache is None:
-            return self.load(index)
-        if index not in self.cache:
-            self.cache[index] = self.load(index)
-        return self.cache[index]
 
     def load(self, index: int) -> tuple[Tensor, Tensor]:
         """The image and its label without the transform, both uint8: (3, H, W) and (H, W).
@@ -123,6 +116,13 @@ class SegmentationDataset(Dataset):
             ValueError: The label has a value that isn't allowed; the message names the file.
             RuntimeError: A file can't be decoded.
         """
+        if self.cache is None:
+            return self._decode(index)
+        if index not in self.cache:
+            self.cache[index] = self._decode(index)
+        return self.cache[index]
+
+    def _decode(self, index: int) -> tuple[Tensor, Tensor]:
         image_path, label_path = self.files[index]
         values = read_label(label_path)
         label = self.id_table[values]

@@ -1,5 +1,4 @@
 """The parts of a training run, made from its recipe."""
-import os
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -66,18 +65,11 @@ def train_batches(
     """Images (N, 3, H, W) and labels (N, H, W) on a device, without end."""
     loader = DataLoader(
         dataset, batch_sampler=sampler, num_workers=recipe.workers, pin_memory=device.type == "cuda",
-        worker_init_fn=start_worker,
+        worker_init_fn=StopRequest.leave_to_parent,
         generator=torch.Generator())  # without its own, it draws from the one that dropout uses
     for images, labels in loader:
         yield (images.to(device, memory_format=memory_format(recipe), non_blocking=True),
                labels.to(device, non_blocking=True))
-
-
-def start_worker(worker: int) -> None:
-    """What a process that loads images does first."""
-    StopRequest.leave_to_parent(worker)
-    if hasattr(os, "SCHED_IDLE"):  # a worker that takes a core from one of the network's threads stops all of them
-        os.sched_setscheduler(0, os.SCHED_IDLE, os.sched_param(0))
 
 
 def memory_format(recipe: Recipe) -> torch.memory_format:
