@@ -1,6 +1,5 @@
 """Evaluation: mIoU, pixel accuracy and boundary F1 of a model on a data set, whole-image or with test-time tricks."""
 import argparse
-import json
 import math
 import os
 import sys
@@ -20,10 +19,10 @@ from ..data.transforms import EvalTransform
 from ..device import PRECISIONS
 from ..inference import MIN_SIZE, evaluating
 from ..metrics import BoundaryF1, ConfusionMatrix
-from ..models import create_model
-from ..models.factory import check_trained
+from ..models import create_trained_model
 from .distributed import Process, end_process, init_process
 from .exported import ExportedModel, is_exported
+from .networks import create_network
 from .predictions import PredictionWriter
 from .recipes import Recipe, load_recipe
 
@@ -256,14 +255,16 @@ def run(args: argparse.Namespace) -> int:
         raise ValueError(f"--sliding-window takes height and width, or nothing, got {len(args.sliding_window)} number")
     split = args.split or (recipe.val_split if recipe else default_split(data))
     exported = ExportedModel(args.checkpoint, precision=args.precision) if is_exported(args.checkpoint) else None
-    size = args.size or (exported and json.loads(exported.metadata["size"])) or (recipe and recipe.val_size)
+    size = args.size or (exported.size if exported else recipe and recipe.val_size)
     model_name = args.model or (recipe.model if recipe else "bssnet_t")
-    if args.checkpoint is None:
-        check_trained(model_name)
     process = init_process("cpu" if exported else args.device)
     dataset = open_dataset(data, split, EvalTransform(size=size))
-    kwargs = {"checkpoint_path": args.checkpoint, "num_classes": len(dataset.classes.names)} if args.checkpoint else {}
-    model = exported or create_model(model_name, pretrained=not kwargs, **kwargs)
+    if exported:
+        model = exported
+    elif args.checkpoint:
+        model = create_network(model_name, len(dataset.classes.names), args.checkpoint)
+    else:
+        model = create_trained_model(model_name)
     result = evaluate(
         model.to(process.device, memory_format=torch.channels_last), dataset,
         scales=args.scales, flip=args.flip, sliding_window=args.sliding_window or args.sliding_window == [],

@@ -22,9 +22,8 @@ from ..data.transforms import EvalTransform
 from ..device import PRECISIONS
 from ..files import atomic_path
 from ..inference import MIN_SIZE, ImageLike, class_info, find_images, load_image
-from ..models import BSSNet, create_model, deploy
+from ..models import BSSNet, create_trained_model, deploy
 from ..models.checkpoints import checkpoint_num_classes, read_checkpoint
-from ..models.factory import check_trained
 from ..models.weights import ASSETS
 from .evaluate import default_split, evaluate, run_recipe
 from .export_graph import ExportedGraph, without_phases
@@ -282,7 +281,13 @@ def export_model(
     sizes = [size] if size else FORMATS[format].check_sizes
     with whole_files(path) as temporary, warnings.catch_warnings():
         warnings.simplefilter("ignore")  # the exporters' own
-        FORMATS[format].write(convert(format, graph.eval(), size, files, metadata), temporary, metadata)
+        try:
+            converted = FORMATS[format].convert(graph.eval(), size)
+        except Exception as error:  # each exporter has its own
+            reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+            raise RuntimeError(f"this model can't become {format}: {reason}") from error
+        converted = quantize(converted, files, size, metadata) if files else converted
+        FORMATS[format].write(converted, temporary, metadata)
         exported = ExportedModel(temporary)
         images = [read_image(check_image, check_size, metadata) for check_size in sizes]
         differences, same = zip(*(compare(exported, model, image) for image in images), strict=True)
@@ -290,15 +295,6 @@ def export_model(
         if not report.within(*TOLERANCES[precision]):
             raise RuntimeError(f"not written, its answers are not those of the model: {report}")
     return report
-
-
-def convert(format: str, graph: ExportedGraph, size: Sequence[int] | None, files: list[Path], metadata: dict[str, str]):
-    """The format's own object, in int8 if there are files to calibrate it on."""
-    try:
-        converted = FORMATS[format].convert(graph, size)
-        return quantize(converted, files, size, metadata) if files else converted
-    except Exception as error:  # each library has its own
-        raise RuntimeError(f"this model can't become {format}: {str(error).strip().splitlines()[0]}") from error
 
 
 @contextmanager
@@ -322,25 +318,21 @@ def trained_model(name: str | None = None, checkpoint: str | None = None, data: 
         checkpoint: Weights instead of the pretrained ones.
         data: ``KIND:DIR`` that it was trained on, for names and colours; None for what its run says.
     """
-    if checkpoint is None:
-        name = name or "bssnet_t"
-        check_trained(name)
-        return create_model(name, pretrained=True)
     recipe = run_recipe(checkpoint)
-    name, data = name or (recipe.model if recipe else "bssnet_t"), data or (recipe and recipe.data)
-    overlay = dict(tag=None)
-    if data:
+    model = create_trained_model(
+        name or (recipe.model if recipe else "bssnet_t"), checkpoint,
+        checkpoint and checkpoint_num_classes(read_checkpoint(checkpoint)))
+    data = data or (recipe and recipe.data)
+    if checkpoint and data:
         classes = dataset_classes(data)
-        overlay.update(label_names=classes.names,
-                       label_descriptions=dict(zip(classes.names, classes.hex_palette, strict=True)))
-    num_classes = checkpoint_num_classes(read_checkpoint(checkpoint))
-    return create_model(
-        name, checkpoint_path=checkpoint, num_classes=num_classes, pretrained_cfg_overlay=overlay)
+        model.pretrained_cfg.update(tag=None, label_names=classes.names, label_descriptions=dict(
+            zip(classes.names, classes.hex_palette, strict=True)))
+    return model
 
 
 def accuracy(model: BSSNet, path: str | os.PathLike, data: str, workers: int = 2) -> str:
     """mIoU of a model and of the file made from it, on a data set ``KIND:DIR``, at the file's size."""
     exported = ExportedModel(path)
-    dataset = open_dataset(data, default_split(data), EvalTransform(size=json.loads(exported.metadata["size"])))
+    dataset = open_dataset(data, default_split(data), EvalTransform(size=exported.size))
     before, after = (100 * evaluate(m, dataset, workers=workers, progress=True).miou for m in (model, exported))
     return f"mIoU before {before:.3f}, after {after:.3f} ({after - before:+.3f}), {len(dataset)} images of {data}"

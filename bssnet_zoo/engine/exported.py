@@ -89,6 +89,7 @@ class ExportedModel(nn.Module):
     Attributes:
         run: Takes what the file takes and gives what it gives, as tensors.
         metadata: What the file says of itself.
+        size: Height and width that it takes, None for any.
 
     Raises:
         FileNotFoundError: No such file.
@@ -107,6 +108,7 @@ class ExportedModel(nn.Module):
         if "class_names" not in self.metadata:
             raise ValueError(f"{path} was not made by 'bssnet-zoo export': it does not say what its classes are")
         self.num_classes = len(json.loads(self.metadata["class_names"]))
+        self.size: list[int] | None = json.loads(self.metadata["size"])
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
         """From normalised images (N, C, H, W) to scores (N, num_classes, H, W): logits, of a file with labels 0 and 1.
