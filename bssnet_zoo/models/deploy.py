@@ -250,6 +250,8 @@ def deploy(model: BSSNet) -> BSSNet:
         raise ValueError(f"deploy takes a BSSNet, got {type(model).__name__}: deploy first, then wrap or compile")
     if not any(isinstance(module, nn.BatchNorm2d) for module in model.modules()):
         raise ValueError("deploy takes a BSSNet with its BatchNorm layers, this one has none: was it deployed before?")
+    if model.decoder is not None and model.decoder.fuse.attention is None:
+        raise ValueError("deploy takes a BSSNet that fuses by UMF, this one was made with weighted=False")
     deployed = copy.deepcopy(model).cpu().double().eval().requires_grad_(False)
     deployed.set_grad_checkpointing(False)
     if deployed.aux_heads:
