@@ -2,9 +2,8 @@
 
 Turns, because what slows a machine down, other work or its own heat, then slows all sides alike: ratios within a round
 survive that. Processes, because sides that share one change each other's times: the C library decides by what was freed
-before whether a large map is reused or taken from the system page by page (eager bssnet_t at 1024x2048: 72,000 page
-faults in each pass alone, 102,000 beside its deployed copies), and the thread pools of PyTorch, ONNX Runtime and OpenVINO
-spin against each other. It also gives each side a peak memory of its own.
+before whether a large map is reused or taken from the system by the page, and the thread pools of PyTorch, ONNX Runtime
+and OpenVINO spin against each other. It also gives each side a peak memory of its own.
 """
 import ctypes
 import gc
