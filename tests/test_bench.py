@@ -142,6 +142,7 @@ def bench(capsys, tmp_path, *arguments: str) -> tuple[str, dict]:
     return capsys.readouterr().out, json.loads(json_path.read_text())
 
 
+@pytest.mark.slow
 def test_bench(capsys, tmp_path):
     picture = tmp_path / "bench.png"
     out, report = bench(capsys, tmp_path, "--models", "bssnet_t", "--size", "64x96", "256x256", "--peers",

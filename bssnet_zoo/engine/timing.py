@@ -133,7 +133,7 @@ def _serve(
         _forget_making()
         for _ in range(warmup):
             result = run()
-        passes = max(1, round(seconds / rounds / _seconds_of_a_pass(run, min(1., seconds), device)))
+        passes = max(1, round(seconds / rounds / _seconds_of_a_pass(run, seconds / 6, device)))
         connection.send(tuple(result.shape))
         while connection.recv():
             connection.send(_clock(run, passes, device))
@@ -194,8 +194,9 @@ def time_by_turns(
 ) -> dict[str, Timing]:
     """Times several sides by turns: one pass of each is ``makers[name]()()``.
 
-    The method of the paper's FPS, in rounds: warm-up passes, then passes doubled until a second is filled tell how many
-    passes a round has; in each round every side runs its passes once, in order and, the next time, in reverse.
+    The method of the paper's FPS, in rounds: warm-up passes, then passes doubled until a sixth of the time is filled,
+    one second of six, tell how many passes a round has; in each round every side runs them, in order and, the next
+    time, in reverse.
 
     Args:
         makers: What makes each side, in its own process: a picklable function (a `functools.partial` of one at the top
