@@ -15,7 +15,7 @@ from .engine.evaluate import add_eval_arguments
 from .engine.train import add_train_arguments
 from .hub import publish
 from .inference import predict_files
-from .models import convert_checkpoint, create_model
+from .models import convert_checkpoint, create_trained_model
 from .models.summary import model_table
 from .models.verify import verify_weights
 
@@ -29,11 +29,8 @@ def parse_size(text: str) -> list[int]:
 def run_predict(args: argparse.Namespace) -> int:
     if args.num_classes is not None and args.checkpoint is None:
         raise ValueError("--num-classes needs --checkpoint: the pretrained weights have the classes they have")
-    if args.checkpoint is None and args.model.endswith(".pidnet_in1k"):
-        raise ValueError(f"{args.model} has no trained classifier: it is a trunk to start training from")
     device = parse_device(args.device)
-    model = create_model(
-        args.model, pretrained=args.checkpoint is None, checkpoint_path=args.checkpoint, num_classes=args.num_classes)
+    model = create_trained_model(args.model, args.checkpoint, args.num_classes)
     model = model.eval().to(device, memory_format=torch.channels_last)
     precision = PRECISIONS[args.precision]
     with torch.autocast(device.type, precision, enabled=precision != torch.float32):

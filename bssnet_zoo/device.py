@@ -1,7 +1,10 @@
-"""Devices and precisions by the names that the command line takes."""
+"""Devices and precisions by the names that the command line takes, and the memory of a CPU."""
+import ctypes
+import os
+
 import torch
 
-__all__ = ["PRECISIONS", "parse_device"]
+__all__ = ["PRECISIONS", "keep_freed_memory", "parse_device"]
 
 PRECISIONS = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
@@ -26,3 +29,16 @@ def parse_device(name: str | None = None) -> torch.device:
 
 def _device_count(kind: str) -> int:
     return torch.get_device_module(kind).device_count() if hasattr(torch, kind) else 0
+
+
+def keep_freed_memory() -> None:
+    """Has glibc keep the memory of freed tensors for the next ones, for as long as the process lives.
+
+    It gives large blocks back to the kernel otherwise, which clears every page of the next ones: a tenth of the time of
+    a training iteration. Other C libraries are left alone.
+    """
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None) if os.name == "posix" else None
+    if mallopt is not None:
+        m_trim_threshold, m_mmap_max = -1, -4
+        mallopt(m_mmap_max, 0)
+        mallopt(m_trim_threshold, -1)

@@ -212,8 +212,6 @@ def test_errors(capsys, arguments, message):
 
 @pytest.mark.parametrize("name", ["lraspp_mobilenet_v3_large", "deeplabv3_mobilenet_v3_large", "smp:fpn/mobilenet_v2"])
 def test_peers(name):
-    if name.startswith("smp"):
-        pytest.importorskip("segmentation_models_pytorch")
     peer = create_peer(name, 5)
     images = torch.randn(1, 3, 64, 96)
     with torch.inference_mode():

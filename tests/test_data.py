@@ -288,6 +288,16 @@ class TestReproducibility:
                 expected = augmented[epoch, index]
                 assert torch.equal(image[0], expected[0]) and torch.equal(label[0], expected[1])
 
+    def test_cache_changes_nothing_but_what_is_read(self, augmented):
+        expected = self.batches(augmented, 0, number=8)
+        augmented.cache = {}
+        for _ in range(2):  # what is cached isn't changed by what follows
+            for first, second in zip(expected, self.batches(augmented, 0, number=8), strict=True):
+                assert torch.equal(first[0], second[0]) and torch.equal(first[1], second[1])
+        for image, label in augmented.files:
+            image.unlink(), label.unlink()
+        assert len(self.batches(augmented, 0, number=8)) == 8
+
     def test_negative_index(self, augmented):
         assert torch.equal(augmented[-1][0], augmented[4][0])
         with pytest.raises(IndexError):
@@ -382,6 +392,32 @@ class TestCrop:
         label = torch.zeros(5, 30, dtype=torch.uint8)
         top, left, height, width = transforms.random_crop_window(label, (8, 8), np.random.default_rng(0))
         assert (top, height, width) == (0, 5, 8) and 0 <= left <= 22
+
+
+class TestClassCrop:
+    def test_rare_classes_are_seen_as_often_as_others(self):
+        label = torch.zeros(40, 60, dtype=torch.uint8)
+        label[5, 50], label[30:, :10] = 1, 255
+        rng = np.random.default_rng(0)
+        windows = [transforms.class_crop_window(label, (8, 10), rng) for _ in range(1000)]
+        for top, left, height, width in windows:
+            assert (height, width) == (8, 10) and 0 <= top <= 32 and 0 <= left <= 50
+        rare = [w for w in windows if (label[w[0]:w[0] + 8, w[1]:w[1] + 10] == 1).any()]
+        assert 450 < len(rare) < 650  # half of them, and those of class 0 that have it by chance
+        assert {5 - top for top, *_ in rare} == set(range(6))  # anywhere in the window, not in its middle
+
+    def test_nothing_labelled_and_smaller_than_the_window(self):
+        label = torch.full((5, 30), 255, dtype=torch.uint8)
+        assert transforms.class_crop_window(label, (8, 8), np.random.default_rng(0))[2:] == (5, 8)
+        label[2, 29] = 3
+        assert transforms.class_crop_window(label, (8, 8), np.random.default_rng(0)) == (0, 22, 5, 8)
+
+    def test_share(self, monkeypatch):
+        monkeypatch.setattr(transforms, "class_crop_window", lambda label, *_: (0, 0, 1, 1))
+        transform = TrainTransform((1, 1), (8, 8), (8, 8), class_crop=0.25)
+        image, label = torch.zeros(3, 8, 8, dtype=torch.uint8), torch.zeros(8, 8, dtype=torch.uint8)
+        rng = np.random.default_rng(0)
+        assert 70 < sum((transform(image, label, rng)[1] == 255).any().item() for _ in range(400)) < 130
 
 
 class Draws:
@@ -488,8 +524,23 @@ class TestTrainTransform:
             second = transform(image, label.long(), np.random.default_rng(seed))
             assert torch.equal(first[1], second[1])
 
+    def test_gamma(self, monkeypatch):
+        """Half of the images, anything from e ** -gamma to e ** gamma, also where a channel is a little below 0."""
+        monkeypatch.setattr(transforms, "photometric_distortion", lambda image, rng: image.sub_(1e-3))
+        transform = TrainTransform((1, 1), (8, 8), (8, 8), mean=(0, 0, 0), std=(1, 1, 1), gamma=0.5)
+        image, label = torch.full((3, 8, 8), 51, dtype=torch.uint8), torch.zeros(8, 8, dtype=torch.uint8)
+        image[0] = 0
+        rng = np.random.default_rng(0)
+        results = [transform(image, label, rng)[0] for _ in range(400)]
+        assert all(result.isfinite().all() for result in results)
+        gammas = np.log(np.log([result[1, 0, 0].item() for result in results]) / np.log(0.2))
+        changed = gammas[np.abs(gammas) > 1e-3]
+        assert 160 < len(changed) < 240
+        assert -0.5 < changed.min() < -0.45 and 0.45 < changed.max() < 0.5
+
     @pytest.mark.parametrize("arguments", [
-        {"crop_size": (0, 4)}, {"base_size": (4, 0)}, {"scale_range": (2, 1)}, {"scale_range": (0, 1)}])
+        {"crop_size": (0, 4)}, {"base_size": (4, 0)}, {"scale_range": (2, 1)}, {"scale_range": (0, 1)},
+        {"gamma": -1}, {"class_crop": 2}])
     def test_bad_arguments(self, arguments):
         with pytest.raises(ValueError, match=f"{next(iter(arguments))} "):
             TrainTransform(**{"scale_range": (0.5, 2), "base_size": (8, 8), "crop_size": (8, 8), **arguments})

@@ -12,6 +12,7 @@ import bssnet_zoo
 from bssnet_zoo import BoundaryLoss, BSSNetLoss, BSSNetOutput, OhemCrossEntropyLoss, losses
 from bssnet_zoo.data.classes import CITYSCAPES
 from bssnet_zoo.data.edges import edge_map
+from bssnet_zoo.losses import PlainLoss, resized_nll
 from bssnet_zoo.models.checkpoints import convert_names
 
 PUBLISHED_LOSSES = {
@@ -217,7 +218,7 @@ def test_resized_logits_never_exist_as_a_whole(monkeypatch):
 
 def test_selects_only_if_too_few_pixels_are_hard(monkeypatch):
     selections = []
-    monkeypatch.setattr(losses, "kth_smallest", lambda prob, index: selections.append(index) or prob.max())
+    monkeypatch.setattr(losses, "kth_largest", lambda nll, index: selections.append(index) or nll.min())
     logits, labels = torch.zeros(1, 4, 8, 8), torch.zeros(1, 8, 8, dtype=torch.int64)
     OhemCrossEntropyLoss(min_kept=63)(logits, labels)
     assert selections == []
@@ -225,10 +226,10 @@ def test_selects_only_if_too_few_pixels_are_hard(monkeypatch):
     assert selections == [50]
 
 
-def test_kth_smallest():
+def test_kth_largest():
     values = torch.rand(7, 11)
     for index in (0, 30, 76):
-        assert losses.kth_smallest(values, index) == values.flatten().sort().values[index]
+        assert losses.kth_largest(values, index) == values.flatten().sort(descending=True).values[index]
 
 
 def test_autocast_changes_nothing():
@@ -372,3 +373,39 @@ def test_class_weights_move_with_the_module():
     criterion = BSSNetLoss((1., 2.))
     assert criterion.to("meta").class_weights.device.type == "meta"
     assert not criterion.state_dict()
+
+
+def test_loss_weights():
+    output, images, labels = random_case()
+    plain = BSSNetLoss()(output, images, labels)
+    weights = (1., 0., 2., 0.5, 3., 0.)
+    for loss, weight, expected in zip(BSSNetLoss(loss_weights=weights)(output, images, labels), weights, plain,
+                                      strict=True):
+        assert loss.item() == pytest.approx(weight * expected.item())
+    for wrong in ((1., 1.), (1., 1., 1., 1., 1., -1.)):
+        with pytest.raises(ValueError, match="loss_weights must be 0 or more for each of seg, seg_border"):
+            BSSNetLoss(loss_weights=wrong)
+
+
+def test_plain_loss():
+    output, images, labels = random_case()
+    found = PlainLoss((1., 2., 1., 1., 1.))(output.seg, images, labels)
+    assert found.total == found.seg == OhemCrossEntropyLoss(class_weights=(1., 2., 1., 1., 1.))(output.seg, labels)
+
+
+def test_one_softmax_for_hard_pixels_when_there_are_enough(monkeypatch):
+    """The losses of the FCN heads take the short way, and without it they are the same."""
+    output, images, labels = random_case()
+    calls = []
+    monkeypatch.setattr(
+        losses, "resized_nll", lambda *args, **kwargs: calls.append(args) or resized_nll(*args, **kwargs))
+    short = BSSNetLoss(aux_min_kept=10)(output, images, labels)
+    assert len(calls) == 1  # for seg
+    gradients = torch.autograd.grad(short.aux3, output.aux[0])[0]
+    BSSNetLoss(aux_min_kept=10000)(output, images, labels)
+    assert len(calls) == 1 + 3
+    target, ignored = losses.split_labels(labels, output.aux[0], 255)
+    nll = resized_nll(output.aux[0], target, align_corners=False)
+    long = (nll * losses.hard_pixels(nll, ignored, 0.7, 20)).mean()
+    torch.testing.assert_close(short.aux3, long)
+    torch.testing.assert_close(gradients, torch.autograd.grad(long, output.aux[0])[0])

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import timm
 import torch
 from conftest import filled
 from PIL import Image
@@ -19,9 +20,12 @@ from safetensors.torch import load_file
 from torch import nn
 
 import bssnet_zoo
+from bssnet_zoo.cli import main
+from bssnet_zoo.engine import setup as engine_setup
 from bssnet_zoo.engine import train as train_module
 from bssnet_zoo.engine.distillation import create_teacher, distillation_loss
 from bssnet_zoo.engine.distributed import Process
+from bssnet_zoo.engine.networks import SmpModel
 from bssnet_zoo.engine.recipes import (
     RECIPES,
     Recipe,
@@ -30,7 +34,14 @@ from bssnet_zoo.engine.recipes import (
     recipe_from_arguments,
     save_recipe,
 )
-from bssnet_zoo.engine.setup import create_state, create_student, open_datasets, train_batches, train_sampler
+from bssnet_zoo.engine.setup import (
+    create_criterion,
+    create_state,
+    create_student,
+    open_datasets,
+    train_batches,
+    train_sampler,
+)
 from bssnet_zoo.engine.train import LOSS_NAMES, forward_backward, train
 from bssnet_zoo.losses import BSSNetLoss
 
@@ -331,7 +342,7 @@ class TestResume:
                 losses = super().forward(*args)
                 return losses._replace(seg=losses.seg * float("nan")) if len(calls) == 3 else losses
 
-        monkeypatch.setattr(train_module, "BSSNetLoss", Diverging)
+        monkeypatch.setattr(engine_setup, "BSSNetLoss", Diverging)
         with pytest.raises(RuntimeError, match=r"loss nan, .* in iteration 3, with .*png, .*png") as error:
             train(replace(tiny_recipe, checkpoint_every=1), tmp_path)
         dataset, _ = open_datasets(tiny_recipe)
@@ -420,6 +431,49 @@ class TestPrecision:
         assert train_module.clip_gradients(state, recipe) > 1000
         norm = torch.stack([p.grad.norm() for p in state.model.parameters()]).norm().item()
         assert norm == pytest.approx(0.01, rel=1e-3)
+
+
+class TestWiderAndOther:
+    def test_widened(self, finished, tiny_recipe):
+        recipe = replace(tiny_recipe, model="bssnet_b", init=f"widen:{finished[0] / 'best.safetensors'}")
+        wide, narrow = create_student(recipe, 3, CPU), finished[1].ema.module
+        assert torch.equal(wide.stem[0].conv.weight[::2], narrow.stem[0].conv.weight)
+        with pytest.raises(ValueError, match="widens a bssnet_t to a bssnet_b, model is bssnet_t"):
+            create_student(replace(recipe, model="bssnet_t"), 3, CPU)
+
+    def test_loss_weights_reach_the_loss(self, tiny_recipe):
+        recipe = replace(tiny_recipe, loss_weights=(1., 1., 0., 0., 1., 1.))
+        criterion = create_criterion(create_student(recipe, 3, CPU), recipe, 255)
+        assert criterion.loss_weights.border == criterion.loss_weights.spatial == 0
+
+    def test_encoder_decoder(self, tiny_recipe, tmp_path):
+        """It trains, teaches and is evaluated; encoder weights of other names fit if their shapes do."""
+        pytest.importorskip("segmentation_models_pytorch")
+        name, encoder = "smp:unet/tf_efficientnet_lite0", tmp_path / "encoder.pth"
+        weights = timm.create_model("tf_efficientnet_lite0").state_dict()
+        torch.save({f"other.{i}": w for i, w in enumerate(weights.values()) if w.ndim}, encoder)
+        recipe = replace(tiny_recipe, model=name, init=str(encoder), epochs=0, iterations=2, ema_decay=0., lr=1e-6)
+        state = train(recipe, tmp_path / "run")
+        torch.testing.assert_close(
+            state.model.network.encoder.model.conv_stem.weight, weights["conv_stem.weight"], rtol=0, atol=1e-3)
+        best = str(tmp_path / "run" / "best.safetensors")
+        teacher = create_teacher(replace(tiny_recipe, teacher=name, teacher_checkpoint=best), 3).eval()
+        assert teacher(torch.randn(1, 3, 50, 70)).shape == (1, 3, 50, 70)
+        assert main(["eval", "--checkpoint", best, "--workers", "0"]) == 0
+        with pytest.raises(ValueError, match="fits neither the network nor its encoder"):
+            SmpModel("smp:unet/resnet18", 3).load(encoder)
+
+    @pytest.mark.parametrize("name, message", [
+        ("smp:unet/nothing", "no encoder that timm knows"), ("smp:wnet/resnet18", "smp:wnet/resnet18: ")])
+    def test_unknown_encoder_decoder(self, name, message):
+        pytest.importorskip("segmentation_models_pytorch")
+        with pytest.raises(ValueError, match=message):
+            SmpModel(name, 3)
+
+    def test_without_the_extra(self, monkeypatch):
+        monkeypatch.setitem(sys.modules, "segmentation_models_pytorch", None)
+        with pytest.raises(RuntimeError, match=r"\[teacher\]"):
+            SmpModel("smp:unet/resnet18", 3)
 
 
 class TestDistillation:

@@ -67,6 +67,9 @@ class SegmentationDataset(Dataset):
         transform: Called as ``transform(image, label, rng)``.
         seed: Seed of the augmentation.
         unpaired: Label files without an image, for ``check_dataset`` to report.
+
+    Attributes:
+        cache: Keeps decoded images and labels in the memory of each process that loads them, once it is a dict.
     """
 
     ignore_index = IGNORE_INDEX
@@ -87,6 +90,7 @@ class SegmentationDataset(Dataset):
         self.transform = transform
         self.seed = seed
         self.unpaired = list(unpaired)
+        self.cache: dict[int, tuple[Tensor, Tensor]] | None = None
         self._epoch = torch.zeros((), dtype=torch.int64).share_memory_()
 
     def __len__(self) -> int:
@@ -112,6 +116,13 @@ class SegmentationDataset(Dataset):
             ValueError: The label has a value that isn't allowed; the message names the file.
             RuntimeError: A file can't be decoded.
         """
+        if self.cache is None:
+            return self._decode(index)
+        if index not in self.cache:
+            self.cache[index] = self._decode(index)
+        return self.cache[index]
+
+    def _decode(self, index: int) -> tuple[Tensor, Tensor]:
         image_path, label_path = self.files[index]
         values = read_label(label_path)
         label = self.id_table[values]

@@ -1,4 +1,5 @@
 """Augmentation for training and preparation for evaluation."""
+import math
 from dataclasses import dataclass
 
 import numpy as np
@@ -11,7 +12,8 @@ from torchvision.transforms.v2 import functional as F
 
 from .datasets import IGNORE_INDEX
 
-__all__ = ["EvalTransform", "TrainTransform", "photometric_distortion", "random_crop_window"]
+__all__ = [
+    "EvalTransform", "TrainTransform", "class_crop_window", "photometric_distortion", "random_crop_window"]
 
 Size = tuple[int, int]
 Floats = tuple[float, ...]
@@ -31,9 +33,14 @@ class TrainTransform:
         mean: Of the normalisation, for channels in 0..1.
         std: Of the normalisation, for channels in 0..1.
         ignore_index: Label of padding, and of pixels that don't count in the choice of the crop.
+        gamma: With probability 0.5 channels in 0..1 are raised to exp(g) with g drawn from -gamma..gamma, as if the
+            light were another; 0 leaves it out. Not in the paper.
+        class_crop: Probability that the crop is laid around a pixel of a class that is drawn from those in the image,
+            all alike, so that rare classes are seen more often; 0 leaves it out. Not in the paper.
 
     Raises:
-        ValueError: A size is less than 1, or the scale range isn't ascending and positive.
+        ValueError: A size is less than 1, the scale range isn't ascending and positive, ``gamma`` is negative or
+            ``class_crop`` no probability.
 
     Example:
         >>> transform = TrainTransform(scale_range=(0.5, 2), base_size=(360, 480), crop_size=(352, 480))
@@ -46,8 +53,12 @@ class TrainTransform:
     mean: Floats = IMAGENET_DEFAULT_MEAN
     std: Floats = IMAGENET_DEFAULT_STD
     ignore_index: int = IGNORE_INDEX
+    gamma: float = 0.
+    class_crop: float = 0.
 
     def __post_init__(self):
+        if self.gamma < 0 or not 0 <= self.class_crop <= 1:
+            raise ValueError(f"gamma is {self.gamma}, 0 or more is needed; class_crop {self.class_crop}, 0 to 1")
         if min(*self.base_size, *self.crop_size) < 1:
             raise ValueError(f"base_size is {self.base_size}, crop_size {self.crop_size}; sides must be 1 or more")
         if not 0 < self.scale_range[0] <= self.scale_range[1]:
@@ -67,13 +78,20 @@ class TrainTransform:
         if rng is None:
             rng = np.random.default_rng(int(torch.randint(2**63 - 1, ())))
         image, label = self._resize(image, label, rng)
-        top, left, height, width = random_crop_window(label, self.crop_size, rng, ignore_index=self.ignore_index)
+        # options draw no random number unless they are used: the recipes of the paper stay what they were
+        if self.class_crop and rng.random() < self.class_crop:
+            window = class_crop_window(label, self.crop_size, rng, self.ignore_index)
+        else:
+            window = random_crop_window(label, self.crop_size, rng, ignore_index=self.ignore_index)
+        top, left, height, width = window
         image = F.crop(image, top, left, height, width)
         label = F.crop(label, top, left, height, width)
         if rng.random() < 0.5:
             image, label = F.horizontal_flip(image), F.horizontal_flip(label)
         # planar: the photometric steps work on whole channels
         image = photometric_distortion(image.contiguous().float(), rng)
+        if self.gamma and rng.random() < 0.5:
+            image = image.div_(255).clamp_(0, 1).pow_(math.exp(rng.uniform(-self.gamma, self.gamma))).mul_(255)
         image = _normalize(image, self.mean, self.std)
         padding = (0, self.crop_size[1] - width, 0, self.crop_size[0] - height)
         return pad(image, padding), pad(label.long(), padding, value=self.ignore_index)
@@ -140,6 +158,27 @@ def random_crop_window(
         if 0 < counts.max() <= max_share * counts.sum():
             break
     return top, left, height, width
+
+
+def class_crop_window(
+        label: Tensor,
+        size: Size,
+        rng: np.random.Generator,
+        ignore_index: int = IGNORE_INDEX,
+) -> tuple[int, int, int, int]:
+    """Draw a class of those in the label, one of its pixels, and a window that holds this pixel.
+
+    Arguments and result are those of `random_crop_window`, which is used where nothing is labelled.
+    """
+    classes = [c for c in torch.bincount(label.flatten()).nonzero().flatten().tolist() if c != ignore_index]
+    if not classes:
+        return random_crop_window(label, size, rng, ignore_index=ignore_index)
+    pixels = (label == classes[rng.integers(len(classes))]).nonzero()
+    pixel = pixels[int(rng.integers(len(pixels)))].tolist()
+    window = [min(side, whole) for side, whole in zip(size, label.shape, strict=True)]
+    starts = [int(rng.integers(max(0, at - side + 1), min(at, whole - side) + 1))
+              for at, side, whole in zip(pixel, window, label.shape, strict=True)]
+    return *starts, *window
 
 
 def photometric_distortion(image: Tensor, rng: np.random.Generator) -> Tensor:

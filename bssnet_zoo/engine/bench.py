@@ -91,7 +91,7 @@ def bench_size(sides: Sequence[Side], size: Sequence[int], settings: Settings) -
             try:
                 makers[side] = make_side(side, size, settings, Path(folder))
             except (ValueError, RuntimeError, OSError) as error:  # a side that can't be made doesn't stop the others
-                unavailable.setdefault(str(error), []).append(str(side))
+                unavailable.setdefault(" ".join(str(error).split()), []).append(str(side))
         precisions = dict.fromkeys(side.precision for side in makers)
         peak_makers = {precision: partial(make_peak, precision, settings.device) for precision in precisions}
         timings = time_by_turns(

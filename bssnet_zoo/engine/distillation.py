@@ -4,6 +4,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from ..models import create_model
+from .networks import create_network
 from .recipes import Recipe
 
 __all__ = ["create_teacher", "distillation_loss"]
@@ -20,8 +21,7 @@ def create_teacher(recipe: Recipe, num_classes: int) -> nn.Module | None:
             raise ValueError("teacher_checkpoint needs teacher, the name of its model: --teacher bssnet_b")
         return None
     if recipe.teacher_checkpoint is not None:
-        return create_model(
-            recipe.teacher, num_classes=num_classes, checkpoint_path=recipe.teacher_checkpoint).requires_grad_(False)
+        return create_network(recipe.teacher, num_classes, recipe.teacher_checkpoint).requires_grad_(False)
     teacher = create_model(recipe.teacher, pretrained=True)
     if teacher.num_classes != num_classes:
         raise ValueError(f"the teacher '{recipe.teacher}' has {teacher.num_classes} classes, the data {num_classes}: "

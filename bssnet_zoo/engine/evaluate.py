@@ -19,8 +19,9 @@ from ..data.transforms import EvalTransform
 from ..device import PRECISIONS
 from ..inference import MIN_SIZE, evaluating
 from ..metrics import BoundaryF1, ConfusionMatrix
-from ..models import create_model
+from ..models import create_trained_model
 from .distributed import Process, end_process, init_process
+from .networks import create_network
 from .predictions import PredictionWriter
 from .recipes import Recipe, load_recipe
 
@@ -247,12 +248,12 @@ def run(args: argparse.Namespace) -> int:
     split = args.split or (recipe.val_split if recipe else "test" if data.startswith("camvid:") else "val")
     size = args.size or (recipe and recipe.val_size)
     model_name = args.model or (recipe.model if recipe else "bssnet_t")
-    if args.checkpoint is None and model_name.endswith(".pidnet_in1k"):
-        raise ValueError(f"{model_name} has no trained classifier: it is a trunk to start training from")
     process = init_process(args.device)
     dataset = open_dataset(data, split, EvalTransform(size=size))
-    kwargs = {"checkpoint_path": args.checkpoint, "num_classes": len(dataset.classes.names)} if args.checkpoint else {}
-    model = create_model(model_name, pretrained=not kwargs, **kwargs)
+    if args.checkpoint:
+        model = create_network(model_name, len(dataset.classes.names), args.checkpoint)
+    else:
+        model = create_trained_model(model_name)
     result = evaluate(
         model.to(process.device, memory_format=torch.channels_last), dataset,
         scales=args.scales, flip=args.flip, sliding_window=args.sliding_window or args.sliding_window == [],

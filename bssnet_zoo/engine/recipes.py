@@ -27,8 +27,9 @@ class Recipe:
         ValueError: A value that can't work.
     """
 
-    model: str = option("bssnet_t", "bssnet_t or bssnet_b")
-    init: str | None = option(None, "initial weights: a tag (pidnet_in1k, camvid) or a checkpoint file")
+    model: str = option("bssnet_t", "bssnet_t or bssnet_b; or smp:ARCHITECTURE/ENCODER, to train a teacher")
+    init: str | None = option(None, "initial weights: a tag (pidnet_in1k, camvid), a checkpoint file, or for bssnet_b "
+                              "widen:FILE with the checkpoint of a bssnet_t; of a teacher's encoder imagenet or a file")
     data: str = option("camvid:data/camvid", "camvid:DIR, cityscapes:DIR, nightcity:DIR or folder:DIR")
     train_split: str = option("train", "split to train on: train, or trainval")
     val_split: str = option("val", "split to validate on: val or test")
@@ -37,7 +38,11 @@ class Recipe:
     scale_range: tuple[float, float] = option((0.5, 2.), "range of the random scale")
     crop_size: tuple[int, int] = option((352, 480), "size of the random crop")
     val_size: tuple[int, int] | None = option(None, "size of the images in validation; their own if left out")
+    gamma: float = option(0., "largest natural logarithm of a random gamma, for other light; 0 leaves it out")
+    class_crop: float = option(0., "share of the crops that are laid around a pixel of a class drawn at random")
     class_weights: tuple[float, ...] | None = option(None, "weight of each class in the cross-entropy")
+    loss_weights: tuple[float, ...] = option((1., 1., 1., 1., 1., 1.), "factors of the losses seg, seg_border, border, "
+                                             "spatial, aux3 and aux4")
 
     epochs: int = option(0, "length of the run in epochs; 0 if iterations says it")
     iterations: int = option(0, "length of the run in iterations; 0 if epochs says it")
@@ -56,7 +61,8 @@ class Recipe:
     sync_bn: bool = option(True, "statistics of BatchNorm over all processes (CUDA only)")
     freeze_bn: bool = option(False, "leave BatchNorm's statistics and weights as they are at the start")
 
-    teacher: str | None = option(None, "model or model.tag to distil from (Hub names work too)")
+    teacher: str | None = option(None, "model or model.tag to distil from (Hub names work too), or "
+                                 "smp:ARCHITECTURE/ENCODER")
     teacher_checkpoint: str | None = option(None, "weights of the teacher instead of its pretrained ones")
     distill_weight: float = option(1., "weight of the distillation loss")
     temperature: float = option(1., "temperature of the distillation loss")
@@ -65,7 +71,9 @@ class Recipe:
     precision: str = option("float32", f"{', '.join(PRECISIONS)}: the latter two are mixed precision")
     channels_last: bool = option(True, "memory layout of convolutions, the faster one on most machines")
     compile: bool = option(False, "torch.compile the model")
-    workers: int = option(2, "processes that load images; 0 loads in the training process. Never changes a result")
+    cache: bool = option(False, "keep decoded images in the memory of each worker")
+    workers: int = option(2, "processes that load images; 0 loads in the training process, which is the fastest with "
+                             "a cache on few cores. Never changes a result")
     seed: int = option(0, "seed of everything random")
     checkpoint_every: int = option(100, "iterations between checkpoints to resume from")
     validate_every: int = option(1, "epochs between validations")
@@ -119,7 +127,8 @@ RECIPES: dict[str, Recipe] = {
     "nightcity_b": replace(_NIGHTCITY, model="bssnet_b"),
     "camvid_480x360": Recipe(
         train_split="trainval", val_split="test", class_weights=CAMVID.class_weights, epochs=100, batch_size=8,
-        opt="sgd", lr=0.02, decay_all=False, warmup_iterations=200, ema_decay=0.998, validate_every=5),
+        opt="sgd", lr=0.02, decay_all=False, warmup_iterations=200, ema_decay=0.998, validate_every=5,
+        cache=True, workers=0),
 }
 
 

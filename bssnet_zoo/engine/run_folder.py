@@ -6,7 +6,7 @@ from .recipes import Recipe, load_recipe, save_recipe
 
 __all__ = ["open_run_folder", "saved_recipe"]
 
-MAY_CHANGE = ("workers", "device", "compile", "checkpoint_every", "validate_every")
+MAY_CHANGE = ("workers", "cache", "device", "compile", "checkpoint_every", "validate_every")
 
 
 def open_run_folder(folder: Path, recipe: Recipe, resume: bool, primary: bool = True) -> Path:

@@ -14,20 +14,31 @@ from torch.utils.data import DataLoader
 from ..data.datasets import SegmentationDataset, open_dataset
 from ..data.sampler import TrainSampler
 from ..data.transforms import EvalTransform, TrainTransform
+from ..losses import BSSNetLoss, PlainLoss
 from ..models import create_model, list_models
+from ..models.widen import widen_
 from .checkpoint import TrainState
 from .distributed import Process
 from .interrupt import StopRequest
+from .networks import SMP, SmpModel
 from .recipes import Recipe
 
-__all__ = ["create_state", "create_student", "open_datasets", "train_batches", "train_sampler", "wrap_model"]
+__all__ = [
+    "create_criterion", "create_state", "create_student", "open_datasets", "train_batches", "train_sampler",
+    "wrap_model"]
+
+
+WIDEN = "widen:"
 
 
 def open_datasets(recipe: Recipe) -> tuple[SegmentationDataset, SegmentationDataset]:
     """The data sets to train and to validate on, with the recipe's transforms."""
-    augment = TrainTransform(recipe.scale_range, recipe.base_size, recipe.crop_size)
-    return (open_dataset(recipe.data, recipe.train_split, augment, seed=recipe.seed),
-            open_dataset(recipe.data, recipe.val_split, EvalTransform(recipe.val_size)))
+    augment = TrainTransform(
+        recipe.scale_range, recipe.base_size, recipe.crop_size, gamma=recipe.gamma, class_crop=recipe.class_crop)
+    train_set = open_dataset(recipe.data, recipe.train_split, augment, seed=recipe.seed)
+    if recipe.cache:
+        train_set.cache = {}
+    return train_set, open_dataset(recipe.data, recipe.val_split, EvalTransform(recipe.val_size))
 
 
 def train_sampler(dataset: SegmentationDataset, recipe: Recipe, process: Process, iteration: int) -> TrainSampler:
@@ -73,7 +84,16 @@ def create_student(recipe: Recipe, num_classes: int, process: Process) -> nn.Mod
     """
     torch.manual_seed(recipe.seed)
     kwargs = {"num_classes": num_classes, "aux_heads": True}
-    if recipe.init is None:
+    if recipe.model.startswith(SMP):
+        model = SmpModel(recipe.model, num_classes, pretrained=recipe.init == "imagenet")
+        if recipe.init not in (None, "imagenet"):
+            model.load(recipe.init)
+    elif recipe.init is not None and recipe.init.startswith(WIDEN):
+        if recipe.model != "bssnet_b":
+            raise ValueError(f"init '{recipe.init}' widens a bssnet_t to a bssnet_b, model is {recipe.model}")
+        narrow = create_model("bssnet_t", checkpoint_path=recipe.init.removeprefix(WIDEN), **kwargs)
+        model = widen_(create_model("bssnet_b", **kwargs), narrow)
+    elif recipe.init is None:
         model = create_model(recipe.model, **kwargs)
     elif f"{recipe.model}.{recipe.init}" in list_models(pretrained=True):
         model = create_model(f"{recipe.model}.{recipe.init}", pretrained=True, **kwargs)
@@ -89,6 +109,13 @@ def create_student(recipe: Recipe, num_classes: int, process: Process) -> nn.Mod
     elif recipe.sync_bn and process.world_size > 1 and process.primary:
         print(f"SyncBN does not exist on {process.device.type}: plain BatchNorm, each process with its own statistics")
     return model.to(process.device, memory_format=memory_format(recipe)).train()
+
+
+def create_criterion(model: nn.Module, recipe: Recipe, ignore_index: int) -> nn.Module:
+    """The loss of a recipe: BSSNet's six, or cross-entropy for a network that gives plain logits."""
+    if isinstance(model, SmpModel):
+        return PlainLoss(recipe.class_weights, ignore_index)
+    return BSSNetLoss(recipe.class_weights, ignore_index, loss_weights=recipe.loss_weights)
 
 
 def create_state(model: nn.Module, recipe: Recipe, iterations: int) -> TrainState:

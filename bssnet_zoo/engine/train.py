@@ -18,8 +18,8 @@ from torch.nn.parallel import DistributedDataParallel
 
 from ..data.check import check_dataset
 from ..data.datasets import SegmentationDataset
-from ..device import PRECISIONS
-from ..losses import BSSNetLoss, BSSNetLosses
+from ..device import PRECISIONS, keep_freed_memory
+from ..losses import BSSNetLosses
 from .checkpoint import TrainState, save_weights
 from .distillation import create_teacher, distillation_loss
 from .distributed import Process, end_process, init_process
@@ -29,7 +29,15 @@ from .recipes import Recipe, add_recipe_arguments, load_recipe, recipe_from_argu
 from .report import save_curve, save_strip
 from .run_folder import open_run_folder, saved_recipe
 from .run_log import RunLog
-from .setup import create_state, create_student, open_datasets, train_batches, train_sampler, wrap_model
+from .setup import (
+    create_criterion,
+    create_state,
+    create_student,
+    open_datasets,
+    train_batches,
+    train_sampler,
+    wrap_model,
+)
 
 __all__ = ["LOSS_NAMES", "add_train_arguments", "forward_backward", "train", "update_weights"]
 
@@ -64,6 +72,8 @@ def train(
         RuntimeError: A loss that is not a finite number any more.
     """
     process = init_process(recipe.device)
+    if process.device.type == "cpu":
+        keep_freed_memory()
     checkpoint = open_run_folder(Path(output), recipe, resume, process.primary)
     train_set, val_set = open_datasets(recipe)
     if process.primary and not checkpoint.exists():
@@ -79,7 +89,7 @@ def train(
         state.load(checkpoint)
     model = wrap_model(state.model, recipe, process)
     teacher = prepare_teacher(teacher, recipe, len(classes.names), process)
-    criterion = BSSNetLoss(recipe.class_weights, train_set.ignore_index).to(process.device)
+    criterion = create_criterion(state.model, recipe, train_set.ignore_index).to(process.device)
     sampler = train_sampler(train_set, recipe, process, state.iteration)
     batches = train_batches(train_set, sampler, recipe, process.device)
     log = RunLog(checkpoint.parent, LOG_NAMES, classes.names, state.iteration, iterations, recipe.batch_size,
@@ -117,7 +127,7 @@ def train(
 
 def forward_backward(
         model: nn.Module,
-        criterion: BSSNetLoss,
+        criterion: nn.Module,
         batches: Iterable[tuple[torch.Tensor, torch.Tensor]],
         recipe: Recipe,
         scaler: torch.amp.GradScaler,
@@ -127,7 +137,7 @@ def forward_backward(
 
     Args:
         model: The model, wrapped or not, in training mode.
-        criterion: The loss.
+        criterion: The loss, from output, images and labels to `BSSNetLosses`.
         batches: Images (N, 3, H, W) and labels (N, H, W), on the model's device.
         recipe: Precision, accumulation and distillation.
         scaler: Scales the loss.
@@ -149,7 +159,8 @@ def forward_backward(
             if teacher is not None:
                 with torch.no_grad(), autocast:
                     teacher_logits = teacher(images)
-                distill = recipe.distill_weight * distillation_loss(output.seg, teacher_logits, recipe.temperature)
+                distill = recipe.distill_weight * distillation_loss(
+                    getattr(output, "seg", output), teacher_logits, recipe.temperature)
             total = losses.total + distill
             scaler.scale(total / recipe.grad_accum).backward()
         means.append(torch.stack([total, *losses, distill]).detach())

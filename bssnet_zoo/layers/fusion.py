@@ -14,7 +14,8 @@ def channel_statistics(features: list[torch.Tensor]) -> torch.Tensor:
     """Mean and maximum over the channels of each map: K maps of (N, C, H, W) -> (N, 2K, H, W), mean before max."""
     statistics: list[torch.Tensor] = []
     for feature in features:
-        statistics.append(feature.mean(dim=1, keepdim=True))
+        # not mean(): its gradient is a whole map, and in another memory format than the rest
+        statistics.append(feature.sum(dim=1, keepdim=True) / feature.shape[1])
         statistics.append(feature.amax(dim=1, keepdim=True))
     return torch.cat(statistics, dim=1)
 

@@ -2,7 +2,7 @@
 from .bssnet import BSSNet, BSSNetOutput, bssnet_b, bssnet_t
 from .checkpoints import convert_checkpoint, load_checkpoint, read_checkpoint
 from .deploy import deploy
-from .factory import create_model, list_models
+from .factory import create_model, create_trained_model, list_models
 from .weights import WEIGHTS
 
 __all__ = [
@@ -13,6 +13,7 @@ __all__ = [
     "bssnet_t",
     "convert_checkpoint",
     "create_model",
+    "create_trained_model",
     "deploy",
     "list_models",
     "load_checkpoint",

@@ -11,7 +11,7 @@ from torch import nn
 from .checkpoints import load_checkpoint
 from .weights import hub_file
 
-__all__ = ["create_model", "list_models"]
+__all__ = ["create_model", "create_trained_model", "list_models"]
 
 
 def list_models(pretrained: bool = False) -> list[str]:
@@ -73,3 +73,19 @@ def create_model(
     if checkpoint_path is not None:
         load_checkpoint(model, checkpoint_path)
     return model
+
+
+def create_trained_model(
+        model_name: str,
+        checkpoint_path: str | os.PathLike | None = None,
+        num_classes: int | None = None,
+) -> nn.Module:
+    """A model that can predict: with the weights of a checkpoint, else with its pretrained ones.
+
+    Raises:
+        ValueError: Weights without a classifier, and what `create_model` refuses.
+    """
+    if checkpoint_path is None and model_name.endswith(".pidnet_in1k"):
+        raise ValueError(f"{model_name} has no trained classifier: it is a trunk to start training from")
+    return create_model(
+        model_name, pretrained=checkpoint_path is None, checkpoint_path=checkpoint_path, num_classes=num_classes)
