@@ -176,6 +176,15 @@ def test_what_is_timed(capsys, tmp_path, model, arguments, stride):
     assert ("logits at full size" in out) == (stride == 1)
 
 
+def test_a_size_that_one_peer_refuses(capsys, tmp_path):
+    peers = ["lraspp_mobilenet_v3_large", "smp:unet/mobilenetv2_100"]
+    out, report = bench(
+        capsys, tmp_path, "--models", "bssnet_t", "--peers", *peers, "--size", "40x64", "--backends", "eager")
+    part = report["sizes"][0]
+    assert [row["model"] for row in part["results"]] == ["bssnet_t", peers[0]]
+    assert list(part["unavailable"].values()) == [[peers[1]]] and "divisible by 32" in out
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("backend", ["torchscript", "onnxruntime", "openvino", "compile"])
 def test_backends(capsys, tmp_path, backend):
@@ -210,7 +219,8 @@ def test_errors(capsys, arguments, message):
     assert message in captured.err and captured.err.count("\n") == 1
 
 
-@pytest.mark.parametrize("name", ["lraspp_mobilenet_v3_large", "deeplabv3_mobilenet_v3_large", "smp:fpn/mobilenet_v2"])
+@pytest.mark.parametrize(
+    "name", ["lraspp_mobilenet_v3_large", "deeplabv3_mobilenet_v3_large", "smp:fpn/mobilenetv2_100"])
 def test_peers(name):
     peer = create_peer(name, 5)
     images = torch.randn(1, 3, 64, 96)

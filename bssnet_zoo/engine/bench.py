@@ -84,10 +84,14 @@ def bench_size(sides: Sequence[Side], size: Sequence[int], settings: Settings) -
     Raises:
         ValueError: An unknown model or peer, or no side that can be timed.
     """
-    counts = {name: count(name, size) for name in dict.fromkeys(side.model for side in sides)}
-    makers, unavailable = {}, {}
+    counts, makers, unavailable = {}, {}, {}
+    for name in dict.fromkeys(side.model for side in sides):
+        try:
+            counts[name] = count(name, size)
+        except RuntimeError as error:  # the network can't take this size
+            unavailable.setdefault(" ".join(str(error).split()), []).append(name)
     with tempfile.TemporaryDirectory() as folder:
-        for side in sides:
+        for side in (side for side in sides if side.model in counts):
             try:
                 makers[side] = make_side(side, size, settings, Path(folder))
             except (ValueError, RuntimeError, OSError) as error:  # a side that can't be made doesn't stop the others
@@ -215,7 +219,7 @@ def add_bench_arguments(parser: argparse.ArgumentParser) -> None:
                         help="model or model.tag (default: bssnet_t bssnet_b)")
     parser.add_argument("--peers", nargs="+", default=[], metavar="NAME", help="networks of others, with random "
                         "weights, on the backends that take them: of torchvision, as lraspp_mobilenet_v3_large, or "
-                        "of segmentation_models_pytorch, as smp:unet/mobilenet_v2")
+                        "of segmentation_models_pytorch, as smp:unet/mobilenetv2_100")
     parser.add_argument("--size", nargs="+", default=["1024x2048"], metavar="HxW", help="default: 1024x2048")
     parser.add_argument("--backends", nargs="+", choices=BACKENDS, metavar="NAME", help="default: all for the device: "
                         + "; ".join(f"{name}: {backend.about}" for name, backend in BACKENDS.items()))
