@@ -21,6 +21,7 @@ from ..inference import MIN_SIZE, evaluating
 from ..metrics import BoundaryF1, ConfusionMatrix
 from ..models import create_trained_model
 from .distributed import Process, end_process, init_process
+from .exported import ExportedModel, is_exported
 from .networks import create_network
 from .predictions import PredictionWriter
 from .recipes import Recipe, load_recipe
@@ -180,7 +181,7 @@ def evaluate(
     if getattr(model, "num_classes", num_classes) != num_classes:
         raise ValueError(f"the model has {model.num_classes} classes, the data set {num_classes}: give a checkpoint "
                          "trained on these classes")
-    device = next(model.parameters()).device
+    device = next(model.parameters(), torch.empty(0)).device
     process = process or Process(device)
     indices = range(process.rank, len(dataset), process.world_size)
     loader = DataLoader(Subset(dataset, indices), batch_size=1, num_workers=workers)
@@ -215,7 +216,8 @@ def add_eval_arguments(parser: argparse.ArgumentParser) -> None:
     """Adds the options of ``bssnet-zoo eval``."""
     parser.add_argument("--model", metavar="NAME", help="model or model.tag (default: the run's, else bssnet_t)")
     parser.add_argument("--checkpoint", metavar="FILE", help="weights instead of the pretrained ones; from a run "
-                        "folder, its recipe.yaml gives model, data, split and size unless they are given here")
+                        "folder, its recipe.yaml gives model, data, split and size unless they are given here; or a "
+                        "file of 'bssnet-zoo export', which is run on the CPU")
     parser.add_argument("--data", metavar="KIND:DIR", help="camvid:DIR, cityscapes:DIR, nightcity:DIR or folder:DIR")
     parser.add_argument("--split", metavar="NAME", help="default: the run's, else test for camvid and val for others")
     parser.add_argument("--size", type=int, nargs=2, metavar="N", help="height and width the network sees (default: "
@@ -232,25 +234,34 @@ def add_eval_arguments(parser: argparse.ArgumentParser) -> None:
     parser.set_defaults(run=run)
 
 
-def _run_recipe(checkpoint: str | None) -> Recipe | None:
+def run_recipe(checkpoint: str | None) -> Recipe | None:
+    """The recipe of the run whose folder a checkpoint is in, None if it is in none."""
     path = Path(checkpoint).parent / "recipe.yaml" if checkpoint else None
     return load_recipe(path) if path and path.exists() else None
 
 
+def default_split(data: str) -> str:
+    """The split to evaluate on unless told otherwise."""
+    return "test" if data.startswith("camvid:") else "val"
+
+
 def run(args: argparse.Namespace) -> int:
     """``bssnet-zoo eval``: prints the table. Returns the exit status."""
-    recipe = _run_recipe(args.checkpoint)
+    recipe = run_recipe(args.checkpoint)
     data = args.data or (recipe and recipe.data)
     if data is None:
         raise ValueError("say what to evaluate on: --data camvid:DIR, cityscapes:DIR, nightcity:DIR or folder:DIR")
     if args.sliding_window and len(args.sliding_window) != 2:
         raise ValueError(f"--sliding-window takes height and width, or nothing, got {len(args.sliding_window)} number")
-    split = args.split or (recipe.val_split if recipe else "test" if data.startswith("camvid:") else "val")
-    size = args.size or (recipe and recipe.val_size)
+    split = args.split or (recipe.val_split if recipe else default_split(data))
+    exported = ExportedModel(args.checkpoint, precision=args.precision) if is_exported(args.checkpoint) else None
+    size = args.size or (exported.size if exported else recipe and recipe.val_size)
     model_name = args.model or (recipe.model if recipe else "bssnet_t")
-    process = init_process(args.device)
+    process = init_process("cpu" if exported else args.device)
     dataset = open_dataset(data, split, EvalTransform(size=size))
-    if args.checkpoint:
+    if exported:
+        model = exported
+    elif args.checkpoint:
         model = create_network(model_name, len(dataset.classes.names), args.checkpoint)
     else:
         model = create_trained_model(model_name)

@@ -1,35 +1,40 @@
 """Export of a model to a file that runs without this package: ONNX, OpenVINO, TorchScript, ExportedProgram."""
 import copy
-import importlib
 import json
+import logging
 import os
 import tempfile
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
-from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from torch import nn
 from torch.export import ExportedProgram
 from torchvision.transforms.v2 import functional as TF
 
 from .. import __version__
+from ..data.datasets import dataset_classes, open_dataset
+from ..data.transforms import EvalTransform
 from ..device import PRECISIONS
 from ..files import atomic_path
-from ..inference import ImageLike, class_info, load_image
-from ..models import BSSNet, deploy
-from ..models.deploy import UpsampleConvReLU, UpsampleHead
+from ..inference import MIN_SIZE, ImageLike, class_info, find_images, load_image
+from ..models import BSSNet, create_trained_model, deploy
+from ..models.checkpoints import checkpoint_num_classes, read_checkpoint
 from ..models.weights import ASSETS
+from .evaluate import default_split, evaluate, run_recipe
+from .export_graph import ExportedGraph, without_phases
+from .exported import ExportedModel, file_input, require
 
-__all__ = ["FORMATS", "ExportReport", "ExportedModel", "export_model"]
-
-Run = Callable[[torch.Tensor], torch.Tensor]
+__all__ = ["FORMATS", "ExportReport", "accuracy", "export_model", "trained_model"]
 
 # largest difference of the logits, as a share of the largest, and least share of pixels with the same class
 TOLERANCES = {"float32": (1e-3, 0.999), "float16": (0.05, 0.98), "bfloat16": (0.2, 0.95), "int8": (1., 0.9)}
+CALIBRATION_IMAGES = 300
+FLOAT_LAYERS = r".*(stem|attention|classifier).*"  # in int8 these would cost B half a point of mIoU
 
 
 class ExportReport(NamedTuple):
@@ -43,78 +48,13 @@ class ExportReport(NamedTuple):
     max_difference: float | None
     same_class: float
 
+    def within(self, max_difference: float, same_class: float) -> bool:
+        return (self.max_difference or 0.) <= max_difference and self.same_class >= same_class
+
     def __str__(self) -> str:
         difference = "" if self.max_difference is None else (
             f"largest difference of the logits {self.max_difference:.1e} of the largest, ")
         return f"{self.path}: {difference}same class at {100 * self.same_class:.3f} % of the pixels"
-
-
-class ResizeConvReLU(nn.Module):
-    """`UpsampleConvReLU` as it says, at any size: ONNX Runtime and OpenVINO do this faster than the interleaving."""
-
-    def __init__(self, upsample: UpsampleConvReLU):
-        super().__init__()
-        self.conv = upsample.conv
-
-    def forward(self, x: torch.Tensor, height: int, width: int) -> torch.Tensor:
-        return F.relu(self.conv(F.interpolate(x, size=[height, width], mode="nearest")))
-
-
-class ResizeHead(nn.Module):
-    """`UpsampleHead` as it says: x2 resize, convolution, classifier."""
-
-    def __init__(self, head: UpsampleHead):
-        super().__init__()
-        self.conv = ResizeConvReLU(head.conv)
-        self.classifier = nn.Conv2d(head.classifier.in_features, head.classifier.out_features, 1)
-        self.classifier.weight.data = head.classifier.weight.data[:, :, None, None]
-        self.classifier.bias.data = head.classifier.bias.data
-
-    def forward(self, x: torch.Tensor, pre_logits: bool = False) -> torch.Tensor:
-        return self.classifier(self.conv(x, 2 * x.shape[2], 2 * x.shape[3]))
-
-
-def without_phases(module: nn.Module) -> nn.Module:
-    """Puts the plain resizes back into a deployed model."""
-    for name, child in module.named_children():
-        if isinstance(child, UpsampleHead):
-            setattr(module, name, ResizeHead(child))
-        elif isinstance(child, UpsampleConvReLU):
-            setattr(module, name, ResizeConvReLU(child))
-        else:
-            without_phases(child)
-    return module
-
-
-class ExportedGraph(nn.Module):
-    """What the file computes: a deployed model with what comes before and after it.
-
-    Args:
-        model: A deployed `BSSNet`.
-        labels: End in class ids, uint8 (N, H, W), instead of float32 logits (N, num_classes, H, W).
-        normalize: Take RGB images as a decoder gives them, uint8 (N, H, W, 3), instead of normalised float32 ones
-            (N, in_chans, H, W).
-        raw: End at the model's own stride, without the resize to the images' size.
-    """
-
-    def __init__(self, model: BSSNet, labels: bool, normalize: bool, raw: bool):
-        super().__init__()
-        self.model, self.labels, self.normalize, self.raw = model, labels, normalize, raw
-        cfg = model.pretrained_cfg
-        for key, default in (("mean", IMAGENET_DEFAULT_MEAN), ("std", IMAGENET_DEFAULT_STD)):
-            self.register_buffer(key, torch.tensor(cfg.get(key) or default), persistent=False)
-
-    def forward(self, images: torch.Tensor) -> torch.Tensor:
-        height, width = images.shape[-2], images.shape[-1]
-        if self.normalize:
-            height, width = images.shape[1], images.shape[2]
-            images = ((images.float() - 255 * self.mean) / (255 * self.std)).permute(0, 3, 1, 2)
-        images = images.to(self.model.stem[0].conv.weight.dtype)
-        logits = self.model.forward_head(self.model.forward_features(images)).float()
-        if not self.raw:
-            logits = F.interpolate(logits, size=[height, width], mode="bilinear", align_corners=True)
-        return logits.argmax(1).to(torch.uint8) if self.labels else logits
-
 
 
 def export_program(graph: ExportedGraph, size: Sequence[int] | None, batch: bool = False) -> ExportedProgram:
@@ -138,7 +78,18 @@ def convert_onnx(graph: ExportedGraph, size: Sequence[int] | None):
     program = torch.onnx.export(
         export_program(graph, size, batch=size is None), dynamo=True, opset_version=18, external_data=False,
         verbose=False, input_names=["images"], output_names=["labels" if graph.labels else "logits"])
-    return program.model_proto
+    model = program.model_proto
+    for node in model.graph.node:
+        del node.metadata_props[:]  # the exporter writes where each line of code was
+        if node.op_type == "Conv":
+            node.name = node.input[1].removeprefix("model.").removesuffix(".weight")
+    shapes = [value.type.tensor_type.shape.dim for value in (model.graph.input[0], model.graph.output[0])]
+    unknown = [axis.dim_param for axis in shapes[0] if axis.dim_param]
+    names = dict(zip(unknown, ("batch", "height", "width")[:len(unknown)], strict=True))
+    for axis in (*shapes[0], *shapes[1]):
+        if axis.dim_param in names:
+            axis.dim_param = names[axis.dim_param]
+    return model
 
 
 def convert_openvino(graph: ExportedGraph, size: Sequence[int] | None):
@@ -178,134 +129,78 @@ def write_program(model: ExportedProgram, path: Path, metadata: dict[str, str]) 
     torch.export.save(model, path, extra_files={"metadata.json": json.dumps(metadata)})
 
 
-def open_onnx(path: Path, threads: int | None, precision: str) -> tuple[Run, dict[str, str]]:
-    import onnxruntime
-
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = threads or 0
-    options.log_severity_level = 3
-    session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
-    metadata = session.get_modelmeta().custom_metadata_map
-    return lambda images: torch.from_numpy(session.run(None, {"images": images.numpy()})[0]), metadata
-
-
-def open_openvino(path: Path, threads: int | None, precision: str) -> tuple[Run, dict[str, str]]:
-    import openvino
-
-    core = openvino.Core()
-    model = core.read_model(path)
-    metadata = model.get_rt_info("model_info").value if model.has_rt_info("model_info") else {}
-    config = {"INFERENCE_PRECISION_HINT": {"float32": "f32", "bfloat16": "bf16"}[precision]}
-    if threads:
-        config["INFERENCE_NUM_THREADS"] = threads
-    compiled = core.compile_model(model, "CPU", config)
-    return lambda images: torch.from_numpy(compiled(images.numpy())[0]), metadata
-
-
-def open_torchscript(path: Path, threads: int | None, precision: str) -> tuple[Run, dict[str, str]]:
-    files = {"metadata.json": ""}
-    module = torch.jit.load(path, _extra_files=files)
-    return module, json.loads(files["metadata.json"] or "{}")
-
-
-def open_program(path: Path, threads: int | None, precision: str) -> tuple[Run, dict[str, str]]:
-    files = {"metadata.json": ""}
-    program = torch.export.load(path, extra_files=files)
-    return program.module(), json.loads(files["metadata.json"] or "{}")
-
-
 class Format(NamedTuple):
-    """How a format is made, written and opened again, and what it can hold."""
+    """A kind of file.
+
+    Attributes:
+        suffix: How its name ends.
+        precisions: What it can hold.
+        convert: From an `ExportedGraph` and the size of the images to the format's own object.
+        write: Writes that object with the metadata.
+        packages: What ``convert`` and ``write`` need besides torch.
+        check_sizes: Where a file for any size is compared, None is the image's own size.
+    """
 
     suffix: str
     precisions: tuple[str, ...]
-    packages: tuple[str, ...]
     convert: Callable
     write: Callable
-    open: Callable
+    packages: tuple[str, ...] = ()
+    check_sizes: tuple[tuple[int, int] | None, ...] = (None, (131, 200))
 
 
 FORMATS = {
-    "onnx": Format(".onnx", ("float32", "float16", "int8"), ("onnx", "onnxscript", "onnxruntime"),
-                   convert_onnx, write_onnx, open_onnx),
-    "openvino": Format(".xml", ("float32", "float16", "int8"), ("onnx", "onnxscript", "openvino"),
-                       convert_openvino, write_openvino, open_openvino),
-    "torchscript": Format(".pt", ("float32", "float16", "bfloat16"), (),
-                          convert_torchscript, write_torchscript, open_torchscript),
-    "exported-program": Format(".pt2", ("float32", "float16", "bfloat16"), (),
-                               export_program, write_program, open_program),
+    "onnx": Format(".onnx", ("float32", "float16", "int8"), convert_onnx, write_onnx,
+                   ("onnx", "onnxscript", "onnxruntime")),
+    "openvino": Format(".xml", ("float32", "float16", "int8"), convert_openvino, write_openvino,
+                       ("onnx", "onnxscript", "openvino")),
+    "torchscript": Format(".torchscript", tuple(PRECISIONS), convert_torchscript, write_torchscript),
+    "exported-program": Format(".pt2", tuple(PRECISIONS), export_program, write_program, check_sizes=((520, 716),)),
 }
 
 
-def require(packages: Sequence[str], what: str) -> None:
-    """RuntimeError that names the extra if one of the packages can't be imported."""
-    for package in packages:
-        try:
-            importlib.import_module(package)
-        except ImportError as error:
-            raise RuntimeError(f"{what} needs {package}, which can't be imported ({error}): "
-                               "pip install 'bssnet_zoo[export]'") from error
+def calibration_files(calibration: str | os.PathLike | Sequence[str | os.PathLike] | None) -> list[Path]:
+    """Images to calibrate int8 on, at most ``CALIBRATION_IMAGES``, evenly from all that there are."""
+    if not calibration:
+        raise ValueError("int8 needs a calibration folder: images like those that the model will see, 100 or more")
+    paths = [calibration] if isinstance(calibration, (str, os.PathLike)) else calibration
+    for path in paths:
+        if not Path(path).exists():
+            raise ValueError(f"calibration images not found: {path}")
+    files = [file for file, _ in find_images(paths, Path())]
+    return files[::-(-len(files) // CALIBRATION_IMAGES)]
 
 
-class ExportedModel(nn.Module):
-    """An exported file, run on the CPU by the library that it is for.
+def quantize(converted, files: Sequence[Path], size: Sequence[int] | None, metadata: dict[str, str]):
+    """int8 convolutions by post-training quantisation, except ``FLOAT_LAYERS``."""
+    import nncf
 
-    ``forward`` takes what the model took, normalised float32 images (N, C, H, W), so that `evaluate` can measure it;
-    ``run`` takes what the file takes. Both give what the file gives, as a tensor.
-
-    Args:
-        path: File of `export_model`.
-        threads: Threads of ONNX Runtime or OpenVINO, None for what they choose; the torch formats run in torch's own.
-        precision: What OpenVINO computes with: float32 or bfloat16.
-
-    Raises:
-        ValueError: Not a file of `export_model`.
-        RuntimeError: A missing package.
-    """
-
-    def __init__(self, path: str | os.PathLike, threads: int | None = None, precision: str = "float32"):
-        super().__init__()
-        path = Path(path)
-        formats = {format.suffix: format for format in FORMATS.values()}
-        if path.suffix not in formats:
-            raise ValueError(f"{path} is no exported file: its name must end in {', '.join(formats)}")
-        require(formats[path.suffix].packages, f"running {path.name}")
-        self.run, self.metadata = formats[path.suffix].open(path, threads, precision)
-        if "class_names" not in self.metadata:
-            raise ValueError(f"{path} was not made by 'bssnet-zoo export': it does not say what its classes are")
-        self.num_classes = len(json.loads(self.metadata["class_names"]))
-
-    def forward(self, images: torch.Tensor) -> torch.Tensor:
-        return self.run(file_input(images, self.metadata))
-
-
-def file_input(images: torch.Tensor, metadata: dict[str, str]) -> torch.Tensor:
-    """What a file with that metadata takes, from normalised images."""
-    if metadata["normalize"] == "true":
-        mean, std = (torch.tensor(json.loads(metadata[key])).reshape(-1, 1, 1) for key in ("mean", "std"))
-        images = (255 * (images * std + mean)).round().clamp(0, 255).byte().permute(0, 2, 3, 1)
-    return images.contiguous()
+    nncf.set_log_level(logging.WARNING)
+    dataset = nncf.Dataset(
+        files, lambda file: {"images": file_input(read_image(file, size, metadata), metadata).numpy()})
+    return nncf.quantize(
+        converted, dataset, subset_size=len(files), ignored_scope=nncf.IgnoredScope(patterns=[FLOAT_LAYERS]))
 
 
 def read_image(image: ImageLike, size: Sequence[int] | None, metadata: dict[str, str]) -> torch.Tensor:
-    """An image as the model takes it, normalised (1, C, H, W), in 8 bits before that."""
+    """An image as the model takes it, normalised (1, C, H, W), that had 8 bits before."""
     mean, std = (json.loads(metadata[key]) for key in ("mean", "std"))
     rgb = load_image(image)
     rgb = rgb if size is None else TF.resize(rgb, list(size), antialias=True)
     rgb = (255 * rgb).round().clamp(0, 255) / 255
-    return TF.normalize(rgb[[i % 3 for i in range(len(mean))]], mean, std)[None]
+    return TF.normalize(rgb[[channel % 3 for channel in range(len(mean))]], mean, std)[None]
 
 
 @torch.inference_mode()
 def compare(exported: ExportedModel, model: BSSNet, images: torch.Tensor) -> tuple[float | None, float]:
     """Largest difference of the logits (None for labels) and share of pixels with the same class."""
-    raw = exported.metadata["raw"] == "true"
-    expected = model.forward_head(model.forward_features(images)) if raw else model(images)
-    result = exported(images)
+    expected, scores = model.forward_head(model.forward_features(images)), exported(images)
+    if exported.metadata["raw"] == "false":
+        expected = F.interpolate(expected, size=images.shape[-2:], mode="bilinear", align_corners=True)
+    same = (scores.argmax(1) == expected.argmax(1)).float().mean().item()
     if exported.metadata["labels"] == "true":
-        return None, (result == expected.argmax(1)).float().mean().item()
-    difference = (result - expected).abs().max() / expected.abs().max()
-    return difference.item(), (result.argmax(1) == expected.argmax(1)).float().mean().item()
+        return None, same
+    return ((scores - expected).abs().max() / expected.abs().max()).item(), same
 
 
 def describe(graph: ExportedGraph, size: Sequence[int] | None, precision: str) -> dict[str, str]:
@@ -316,6 +211,25 @@ def describe(graph: ExportedGraph, size: Sequence[int] | None, precision: str) -
         palette=classes.hex_palette, mean=graph.mean.tolist(), std=graph.std.tolist(), size=size and list(size),
         precision=precision, labels=graph.labels, normalize=graph.normalize, raw=graph.raw, bssnet_zoo=__version__)
     return {key: value if isinstance(value, str) else json.dumps(value) for key, value in values.items()}
+
+
+def check_options(model: BSSNet, path: Path, format: str, size: Sequence[int] | None, precision: str, labels: bool):
+    """Raises ValueError for what `export_model` can't do, before it takes its time."""
+    if not isinstance(model, BSSNet) or model.num_classes == 0:
+        raise ValueError(f"export takes a BSSNet with classes, got {type(model).__name__}"
+                         f"{' with num_classes=0' if isinstance(model, BSSNet) else ''}")
+    if format not in FORMATS:
+        raise ValueError(f"unknown format '{format}': there are {', '.join(FORMATS)}")
+    suffix, precisions = FORMATS[format].suffix, FORMATS[format].precisions
+    if precision not in precisions:
+        hint = "; for bfloat16, export float32 and run it with INFERENCE_PRECISION_HINT" if format == "openvino" else ""
+        raise ValueError(f"{format} files hold {', '.join(precisions)}, not {precision}{hint}")
+    if path.suffix != suffix:
+        raise ValueError(f"the name of an {format} file must end in {suffix}, got {path}")
+    if size is not None and (len(size) != 2 or min(size) < MIN_SIZE):
+        raise ValueError(f"size must be height and width of {MIN_SIZE} or more, got {list(size)}")
+    if labels and model.num_classes > 256:
+        raise ValueError(f"uint8 labels hold 256 classes at most, the model has {model.num_classes}")
 
 
 def export_model(
@@ -338,7 +252,7 @@ def export_model(
         model: A `BSSNet`, deployed or not; it is left as it is.
         path: File to write.
         format: A name of ``FORMATS``.
-        size: Height and width of the images, for batches of 1; None for any.
+        size: Height and width of the images, for batches of 1; None for any. TorchScript takes any in any case.
         precision: One of the format's.
         labels: End in class ids, uint8 (N, H, W), instead of logits (N, num_classes, H, W), float32 in any precision.
         normalize: Take RGB images as a decoder gives them, uint8 (N, H, W, 3), instead of normalised ones, float32
@@ -348,24 +262,77 @@ def export_model(
         check_image: What to compare on.
 
     Raises:
-        ValueError: An unknown format, a precision that the format does not have, a model without classes.
+        ValueError: An unknown format, a precision that the format does not have, a wrong name or size, no images to
+            calibrate on, a model without classes.
         RuntimeError: A missing package, something in the model that the format can't express, a file that gives other
             answers than the model.
     """
     path = Path(path)
+    check_options(model, path, format, size, precision, labels)
+    files = calibration_files(calibration) if precision == "int8" else []
+    require(FORMATS[format].packages + (("nncf",) if files else ()), f"exporting {precision} {format}")
     if any(isinstance(module, nn.BatchNorm2d) for module in model.modules()):
         model = deploy(model)
     model = copy.deepcopy(model).cpu().float().eval()
-    graph = ExportedGraph(copy.deepcopy(model), labels, normalize, raw).eval()
+    graph = ExportedGraph(copy.deepcopy(model), None if format == "torchscript" else size, labels, normalize, raw)
     metadata = describe(graph, size, precision)
-    if precision in PRECISIONS and format != "openvino":
+    if format != "openvino" and not files:
         graph.model.to(PRECISIONS[precision])
-    require(FORMATS[format].packages, f"--format {format}")
-    with atomic_path(path) as temporary, warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        FORMATS[format].write(FORMATS[format].convert(graph, size), temporary, metadata)
-        images = read_image(check_image, size, metadata)
-        report = ExportReport(path, *compare(ExportedModel(temporary), model, images))
-        if format == "openvino":
-            temporary.with_suffix(".bin").replace(path.with_suffix(".bin"))
+    sizes = [size] if size else FORMATS[format].check_sizes
+    with whole_files(path) as temporary, warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # the exporters' own
+        try:
+            converted = FORMATS[format].convert(graph.eval(), size)
+        except Exception as error:  # each exporter has its own
+            reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+            raise RuntimeError(f"this model can't become {format}: {reason}") from error
+        converted = quantize(converted, files, size, metadata) if files else converted
+        FORMATS[format].write(converted, temporary, metadata)
+        exported = ExportedModel(temporary)
+        images = [read_image(check_image, check_size, metadata) for check_size in sizes]
+        differences, same = zip(*(compare(exported, model, image) for image in images), strict=True)
+        report = ExportReport(path, None if labels else max(differences), min(same))
+        if not report.within(*TOLERANCES[precision]):
+            raise RuntimeError(f"not written, its answers are not those of the model: {report}")
     return report
+
+
+@contextmanager
+def whole_files(path: Path) -> Iterator[Path]:
+    """`atomic_path` for a file and, if there is one, the file of its weights that OpenVINO writes beside it."""
+    with atomic_path(path) as temporary:
+        weights = temporary.with_suffix(".bin")
+        try:
+            yield temporary
+            if weights.exists():
+                weights.replace(path.with_suffix(".bin"))
+        finally:
+            weights.unlink(missing_ok=True)
+
+
+def trained_model(name: str | None = None, checkpoint: str | None = None, data: str | None = None) -> BSSNet:
+    """The model to export: a pretrained one, or that of a checkpoint with the names and colours of its classes.
+
+    Args:
+        name: Model or model.tag; None for that of the checkpoint's run, else bssnet_t.
+        checkpoint: Weights instead of the pretrained ones.
+        data: ``KIND:DIR`` that it was trained on, for names and colours; None for what its run says.
+    """
+    recipe = run_recipe(checkpoint)
+    model = create_trained_model(
+        name or (recipe.model if recipe else "bssnet_t"), checkpoint,
+        checkpoint and checkpoint_num_classes(read_checkpoint(checkpoint)))
+    data = data or (recipe and recipe.data)
+    if checkpoint and data:
+        classes = dataset_classes(data)
+        model.pretrained_cfg.update(tag=None, label_names=classes.names, label_descriptions=dict(
+            zip(classes.names, classes.hex_palette, strict=True)))
+    return model
+
+
+def accuracy(model: BSSNet, path: str | os.PathLike, data: str, workers: int = 2) -> str:
+    """mIoU of a model and of the file made from it, on a data set ``KIND:DIR``, at the file's size."""
+    exported = ExportedModel(path)
+    dataset = open_dataset(data, default_split(data), EvalTransform(size=exported.size))
+    before, after = (100 * evaluate(m, dataset, workers=workers, progress=True).miou for m in (model, exported))
+    return f"mIoU before {before:.3f}, after {after:.3f} ({after - before:+.3f}), {len(dataset)} images of {data}"

@@ -1,0 +1,119 @@
+"""What an exported file computes, as a torch module: a deployed model with what comes before and after it."""
+import copy
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
+from torch import nn
+
+from ..models import BSSNet
+from ..models.deploy import UpsampleConvReLU, UpsampleHead
+
+__all__ = ["ExportedGraph", "without_phases"]
+
+STRIP_ROWS = 64
+
+
+class ResizeConvReLU(nn.Module):
+    """`UpsampleConvReLU` as it says, at any size: ONNX Runtime and OpenVINO do this faster than the interleaving."""
+
+    def __init__(self, upsample: UpsampleConvReLU):
+        super().__init__()
+        self.conv = upsample.conv
+
+    def forward(self, x: torch.Tensor, height: int, width: int) -> torch.Tensor:
+        return F.relu(self.conv(F.interpolate(x, size=[height, width], mode="nearest")))
+
+
+class ResizeHead(nn.Module):
+    """`UpsampleHead` as it says: x2 resize, convolution, classifier."""
+
+    def __init__(self, head: UpsampleHead):
+        super().__init__()
+        self.conv = ResizeConvReLU(head.conv)
+        self.classifier = nn.Conv2d(head.classifier.in_features, head.classifier.out_features, 1)
+        self.classifier.weight.data = head.classifier.weight.data[:, :, None, None]
+        self.classifier.bias.data = head.classifier.bias.data
+
+    def forward(self, x: torch.Tensor, pre_logits: bool = False) -> torch.Tensor:
+        return self.classifier(self.conv(x, 2 * x.shape[2], 2 * x.shape[3]))
+
+
+def without_phases(module: nn.Module) -> nn.Module:
+    """Puts the plain resizes back into a deployed model."""
+    for name, child in module.named_children():
+        if isinstance(child, UpsampleHead):
+            setattr(module, name, ResizeHead(child))
+        elif isinstance(child, UpsampleConvReLU):
+            setattr(module, name, ResizeConvReLU(child))
+        else:
+            without_phases(child)
+    return module
+
+
+def row_strips(rows: int, height: int) -> list[tuple[int, int, torch.Tensor]]:
+    """A bilinear resize of rows, corners aligned, as products: first and last row of each and a matrix that makes
+    ``STRIP_ROWS`` rows from them.
+    """
+    unit = torch.eye(rows)[None, :, :, None]
+    matrix = F.interpolate(unit, size=(height, 1), mode="bilinear", align_corners=True)[0, :, :, 0].T
+    strips = []
+    for strip in matrix.split(STRIP_ROWS):
+        used = strip.any(0).nonzero()
+        first, last = int(used[0]), int(used[-1]) + 1
+        strips.append((first, last, strip[:, first:last].contiguous()))
+    return strips
+
+
+class ExportedGraph(nn.Module):
+    """What the file computes: a deployed model with what comes before and after it.
+
+    Labels of images of a known size are computed in strips of rows, as `predict` does: no logits of full size are held,
+    and it is several times faster than ArgMax of them.
+
+    Args:
+        model: A deployed `BSSNet`.
+        size: Height and width of the images, None for any.
+        labels: End in class ids, uint8 (N, H, W), instead of float32 logits (N, num_classes, H, W).
+        normalize: Take RGB images as a decoder gives them, uint8 (N, H, W, 3), instead of normalised float32 ones
+            (N, in_chans, H, W).
+        raw: End at the model's own stride, without the resize to the images' size.
+    """
+
+    strips: list[tuple[int, int, torch.Tensor]]
+
+    def __init__(self, model: BSSNet, size: Sequence[int] | None, labels: bool, normalize: bool, raw: bool):
+        super().__init__()
+        self.model, self.labels, self.normalize, self.raw = model, labels, normalize, raw
+        for key, default in (("mean", IMAGENET_DEFAULT_MEAN), ("std", IMAGENET_DEFAULT_STD)):
+            self.register_buffer(key, torch.tensor(model.pretrained_cfg.get(key) or default), persistent=False)
+        if len(self.mean) != model.in_chans:
+            raise ValueError(f"the pretrained config has mean and std of {len(self.mean)} channels, the model takes "
+                             f"{model.in_chans}: create it with pretrained_cfg_overlay=dict(mean=..., std=...)")
+        self.strips = []
+        if size and labels and not raw:
+            images = torch.empty(1, model.in_chans, *size, device="meta")
+            meta = copy.deepcopy(model).to("meta")
+            self.strips = row_strips(meta.forward_head(meta.forward_features(images)).shape[2], size[0])
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        height, width = images.shape[-2], images.shape[-1]
+        if self.normalize:
+            height, width = images.shape[1], images.shape[2]
+            images = ((images.float() - 255 * self.mean) / (255 * self.std)).permute(0, 3, 1, 2)
+        images = images.to(self.model.stem[0].conv.weight.dtype)
+        logits = self.model.forward_head(self.model.forward_features(images)).float()
+        if len(self.strips) > 0:
+            return self._labels_in_strips(logits, width)
+        if not self.raw:
+            logits = F.interpolate(logits, size=[height, width], mode="bilinear", align_corners=True)
+        return logits.argmax(1).to(torch.uint8) if self.labels else logits
+
+    def _labels_in_strips(self, logits: torch.Tensor, width: int) -> torch.Tensor:
+        labels: list[torch.Tensor] = []
+        for first, last, matrix in self.strips:
+            strip = F.interpolate(
+                logits[:, :, first:last], size=[last - first, width], mode="bilinear", align_corners=True)
+            labels.append(torch.matmul(matrix, strip).argmax(1).to(torch.uint8))
+        return torch.cat(labels, dim=1)

@@ -1,0 +1,119 @@
+"""Exported files, run on the CPU by the library that each is for."""
+import importlib
+import json
+import os
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+__all__ = ["ExportedModel", "file_input", "is_exported", "require"]
+
+HINTS = {"float32": "f32", "bfloat16": "bf16", "float16": "f16"}
+Run = Callable[[torch.Tensor], torch.Tensor]
+
+
+def require(packages: Sequence[str], what: str) -> None:
+    """RuntimeError that names the extra if one of the packages can't be imported."""
+    for package in packages:
+        try:
+            importlib.import_module(package)
+        except ImportError as error:
+            raise RuntimeError(f"{what} needs {package} ({error}): pip install 'bssnet_zoo[export]'") from error
+
+
+def open_onnx(path: Path, threads: int | None, precision: str) -> tuple[Run, dict[str, str]]:
+    require(["onnxruntime"], path.name)
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = threads or 0
+    options.log_severity_level = 3
+    session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
+    metadata = session.get_modelmeta().custom_metadata_map
+    return lambda images: torch.from_numpy(session.run(None, {"images": images.numpy()})[0]), metadata
+
+
+def open_openvino(path: Path, threads: int | None, precision: str) -> tuple[Run, dict[str, str]]:
+    require(["openvino"], path.name)
+    import openvino
+
+    core = openvino.Core()
+    model = core.read_model(path)
+    metadata = model.get_rt_info("model_info").value if model.has_rt_info("model_info") else {}
+    config = {"INFERENCE_PRECISION_HINT": HINTS[precision]}
+    if threads:
+        config["INFERENCE_NUM_THREADS"] = threads
+    compiled = core.compile_model(model, "CPU", config)
+    return lambda images: torch.from_numpy(compiled(images.numpy())[0]), metadata
+
+
+def open_torchscript(path: Path, threads: int | None, precision: str) -> tuple[Run, dict[str, str]]:
+    files = {"metadata.json": ""}
+    module = torch.jit.load(path, _extra_files=files)
+    return module, json.loads(files["metadata.json"] or "{}")
+
+
+def open_program(path: Path, threads: int | None, precision: str) -> tuple[Run, dict[str, str]]:
+    files = {"metadata.json": ""}
+    program = torch.export.load(path, extra_files=files)
+    return program.module(), json.loads(files["metadata.json"] or "{}")
+
+
+OPENERS = {".onnx": open_onnx, ".xml": open_openvino, ".torchscript": open_torchscript, ".pt2": open_program}
+
+
+def is_exported(path: str | os.PathLike | None) -> bool:
+    """Whether it has the name of an exported file."""
+    return path is not None and Path(path).suffix in OPENERS
+
+
+def file_input(images: torch.Tensor, metadata: dict[str, str]) -> torch.Tensor:
+    """What a file with that metadata takes, from normalised images (N, C, H, W)."""
+    if metadata["normalize"] == "true":
+        mean, std = (torch.tensor(json.loads(metadata[key])).reshape(-1, 1, 1) for key in ("mean", "std"))
+        images = (255 * (images * std + mean)).round().clamp(0, 255).byte().permute(0, 2, 3, 1)
+    return images.contiguous()
+
+
+class ExportedModel(nn.Module):
+    """An exported file as a model, to compare it and to measure its accuracy.
+
+    Args:
+        path: File of `export_model`.
+        threads: Threads of ONNX Runtime or OpenVINO, None for what they choose; the torch formats run in torch's own.
+        precision: What OpenVINO computes in; the other formats compute in what the file says.
+
+    Attributes:
+        run: Takes what the file takes and gives what it gives, as tensors.
+        metadata: What the file says of itself.
+        size: Height and width that it takes, None for any.
+
+    Raises:
+        FileNotFoundError: No such file.
+        ValueError: Not a file of `export_model`.
+        RuntimeError: A missing package.
+    """
+
+    def __init__(self, path: str | os.PathLike, threads: int | None = None, precision: str = "float32"):
+        super().__init__()
+        path = Path(path)
+        if not is_exported(path):
+            raise ValueError(f"{path} is no exported file: its name must end in {', '.join(OPENERS)}")
+        if not path.is_file():
+            raise FileNotFoundError(f"exported file not found: {path}")
+        self.run, self.metadata = OPENERS[path.suffix](path, threads, precision)
+        if "class_names" not in self.metadata:
+            raise ValueError(f"{path} was not made by 'bssnet-zoo export': it does not say what its classes are")
+        self.num_classes = len(json.loads(self.metadata["class_names"]))
+        self.size: list[int] | None = json.loads(self.metadata["size"])
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        """From normalised images (N, C, H, W) to scores (N, num_classes, H, W): logits, of a file with labels 0 and 1.
+        """
+        result = self.run(file_input(images, self.metadata))
+        if self.metadata["labels"] == "true":
+            return F.one_hot(result.long(), self.num_classes).permute(0, 3, 1, 2).float()
+        return result
