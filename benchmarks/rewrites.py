@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from torch import nn
 
 import bssnet_zoo
-from bssnet_zoo.device import PRECISIONS
+from bssnet_zoo.device import PRECISIONS, keep_freed_memory
 from bssnet_zoo.engine.backends import street
 from bssnet_zoo.engine.bench import parse_sizes
 from bssnet_zoo.engine.timing import spread, time_by_turns
@@ -29,7 +29,6 @@ from bssnet_zoo.models.deploy import (
     StripStem,
     UpsampleConvReLU,
     UpsampleHead,
-    interleave,
 )
 
 
@@ -40,14 +39,7 @@ class PlainUpsampleConv(UpsampleConvReLU):
 
 class PlainHead(UpsampleHead):
     def forward(self, x, pre_logits=False):
-        x = F.relu_(self.conv.conv(F.interpolate(x, scale_factor=2., mode="nearest")))
-        return F.conv2d(x, self.classifier.weight[:, :, None, None], self.classifier.bias)
-
-
-class InterleaveFirst(UpsampleHead):
-    def forward(self, x, pre_logits=False):
-        x = interleave(self.conv.phases(x))
-        return F.conv2d(x, self.classifier.weight[:, :, None, None], self.classifier.bias)
+        return self.classifier(F.relu_(self.conv.conv(F.interpolate(x, scale_factor=2., mode="nearest"))))
 
 
 class PlainLUAFM(DeployedLUAFM):
@@ -107,7 +99,6 @@ UNDONE = {
     "none": {},
     "BatchNorm folded": add_norms,
     "x2 resize in its convolution": {UpsampleConvReLU: PlainUpsampleConv, UpsampleHead: PlainHead},
-    "classifier before interleaving (B)": {UpsampleHead: InterleaveFirst},
     "blends in one pass, in place": {DeployedLUAFM: PlainLUAFM, DeployedUMF: PlainUMF},
     "sums instead of means": take_means,
     "residual sums in place": {BasicBlock: PlainBasicBlock, Bottleneck: PlainBottleneck},
@@ -135,6 +126,7 @@ def make_whole(name: str, size: Sequence[int], dtype: torch.dtype, channels_last
 @torch.no_grad()
 def make_deployed(name: str, size: Sequence[int], dtype: torch.dtype, rewrite: str) -> Callable[[], torch.Tensor]:
     """The deployed network without one of its rewrites, which must leave the logits as they are."""
+    keep_freed_memory()
     model = bssnet_zoo.deploy(bssnet_zoo.create_model(name, pretrained=True).eval()).to(dtype)
     images = street(size).to(dtype, memory_format=torch.channels_last)
 

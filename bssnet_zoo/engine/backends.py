@@ -12,12 +12,13 @@ from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from torch import nn
 from torchvision.transforms.v2 import functional as TF
 
-from ..device import PRECISIONS
+from ..device import PRECISIONS, keep_freed_memory
 from ..inference import load_image
 from ..models import create_model, deploy
 from ..models.summary import count_multiply_adds
 from ..models.weights import ASSETS
 from .export import FORMATS, export_model
+from .export_graph import with_exported_upsamples
 from .peers import create_peer
 
 __all__ = ["BACKENDS", "BASELINE", "PEAKS", "Backend", "Settings", "Side", "count", "is_peer", "make_peak", "make_side"]
@@ -33,8 +34,8 @@ class Backend:
         about: What it does, for ``--help``.
         precisions: What it can compute in.
         devices: Where; empty for all.
-        phases: Whether resizes are in the convolutions, as `deploy` writes them, which saves multiply-adds: what is
-            exported to other runtimes has plain ones.
+        upsample: How the x2 resizes are computed, which decides the multiply-adds: "plain", as `deploy` writes them
+            ("deploy"), or "exported" as a file for OpenVINO has them.
         peers: Whether it is run for peers.
         format: `export_model`'s format of the file that it reads, if it reads one.
     """
@@ -42,19 +43,20 @@ class Backend:
     about: str
     precisions: tuple[str, ...] = tuple(PRECISIONS)
     devices: tuple[str, ...] = ()
-    phases: bool = True
+    upsample: str = "deploy"
     peers: bool = False
     format: str | None = None
 
 
 BACKENDS = {
-    "eager": Backend("the model as created, NCHW", phases=False, peers=True),
-    "channels_last": Backend("the same, channels_last", phases=False, peers=True),
+    "eager": Backend("the model as created, NCHW", upsample="plain", peers=True),
+    "channels_last": Backend("the same, channels_last", upsample="plain", peers=True),
     "deploy": Backend("bssnet_zoo.deploy, channels_last"),
     "compile": Backend("torch.compile of deploy (of peers: channels_last)", peers=True),
     "torchscript": Backend("deploy as TorchScript", format="torchscript"),
-    "onnxruntime": Backend("deploy in ONNX Runtime", ("float32", "int8"), ("cpu",), False, format="onnx"),
-    "openvino": Backend("deploy in OpenVINO", ("float32", "bfloat16", "int8"), ("cpu",), False, format="openvino"),
+    "onnxruntime": Backend("deploy in ONNX Runtime", ("float32", "int8"), ("cpu",), "plain", format="onnx"),
+    "openvino": Backend(
+        "deploy in OpenVINO", ("float32", "bfloat16", "int8"), ("cpu",), "exported", format="openvino"),
     "cudagraphs": Backend("deploy in a CUDA graph", devices=("cuda",)),
     "tensorrt": Backend("deploy in TensorRT, by torch_tensorrt", devices=("cuda",)),
 }
@@ -128,11 +130,13 @@ def open_network(name: str) -> nn.Module:
     return create_peer(name, NUM_CLASSES) if is_peer(name) else create_model(name, pretrained=True).eval()
 
 
-def count(name: str, size: Sequence[int]) -> dict[bool, int]:
-    """Multiply-adds of a network for one image of this size, without and with `Backend.phases`."""
-    model = open_network(name)
-    models = {False: model, True: model if is_peer(name) else deploy(model)}
-    return {phases: count_multiply_adds(model.to("meta"), *size) for phases, model in models.items()}
+def count(name: str, size: Sequence[int]) -> dict[str, int]:
+    """Multiply-adds of a network for one image of this size, for each `Backend.upsample`."""
+    plain = open_network(name)
+    models = dict.fromkeys(("plain", "deploy", "exported"), plain)
+    if not is_peer(name):
+        models.update(deploy=deploy(plain), exported=with_exported_upsamples(deploy(plain), transposed=True))
+    return {upsample: count_multiply_adds(model.to("meta"), *size) for upsample, model in models.items()}
 
 
 def street(size: Sequence[int]) -> torch.Tensor:
@@ -143,8 +147,10 @@ def street(size: Sequence[int]) -> torch.Tensor:
 
 def make_torch(side: Side, size: Sequence[int], settings: Settings) -> Callable[[], torch.Tensor]:
     model = open_network(side.model)
-    if BACKENDS[side.backend].phases and not is_peer(side.model):
+    if BACKENDS[side.backend].upsample == "deploy" and not is_peer(side.model):
         model = deploy(model)
+        if settings.device.type == "cpu":
+            keep_freed_memory()  # as docs/deploy.md advises
     as_side = dict(device=settings.device, dtype=PRECISIONS[side.precision],
                    memory_format=torch.contiguous_format if side.backend == "eager" else torch.channels_last)
     model = (model if settings.full_size else RawLogits(model)).to(**as_side)
