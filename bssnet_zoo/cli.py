@@ -9,7 +9,7 @@ import torch
 from . import __version__
 from .data import report
 from .data.datasets import SPLITS
-from .device import PRECISIONS, parse_device
+from .device import PRECISIONS, keep_freed_memory, parse_device
 from .engine.bench import add_bench_arguments
 from .engine.evaluate import add_eval_arguments
 from .engine.export import FORMATS, accuracy, export_model, trained_model
@@ -31,6 +31,8 @@ def run_predict(args: argparse.Namespace) -> int:
     if args.num_classes is not None and args.checkpoint is None:
         raise ValueError("--num-classes needs --checkpoint: the pretrained weights have the classes they have")
     device = parse_device(args.device)
+    if device.type == "cpu":
+        keep_freed_memory()
     model = create_trained_model(args.model, args.checkpoint, args.num_classes)
     model = model.eval().to(device, memory_format=torch.channels_last)
     precision = PRECISIONS[args.precision]
