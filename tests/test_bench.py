@@ -177,7 +177,7 @@ def test_what_is_timed(capsys, tmp_path, model, arguments, stride):
 
 
 def test_a_size_that_one_peer_refuses(capsys, tmp_path):
-    peers = ["lraspp_mobilenet_v3_large", "smp:unet/mobilenetv2_100"]
+    peers = ["lraspp_mobilenet_v3_large", "smp:linknet/mobilenetv2_100"]
     out, report = bench(
         capsys, tmp_path, "--models", "bssnet_t", "--peers", *peers, "--size", "40x64", "--backends", "eager")
     part = report["sizes"][0]

@@ -84,7 +84,8 @@ def convert_onnx(graph: ExportedGraph, size: Sequence[int] | None, transposed: b
     """An ``onnx.ModelProto``."""
     program = torch.onnx.export(
         export_program(graph, size, batch=size is None, transposed=transposed), dynamo=True, opset_version=18,
-        external_data=False, verbose=False, input_names=["images"], output_names=["labels" if graph.labels else "logits"])
+        external_data=False, verbose=False, input_names=["images"],
+        output_names=["labels" if graph.labels else "logits"])
     model = program.model_proto
     for node in model.graph.node:
         del node.metadata_props[:]  # the exporter writes where each line of code was
