@@ -1,22 +1,25 @@
 """What each rewrite of `bssnet_zoo.deploy` gains: the deployed network without it, over the deployed network.
 
-    python benchmarks/rewrites.py [--models bssnet_t bssnet_b] [--sizes 360x480 720x960 1024x2048] [--threads 2]
+    python benchmarks/rewrites.py [--models bssnet_t bssnet_b] [--size 360x480 720x960 1024x2048]
+                                  [--precision float32 bfloat16] [--threads 2]
 
-The two sides of a cell take turns in one process, up to the raw logits; a cell is the ratio of their medians and, after
-it, the quartiles of the ratios of single passes. The row "none" compares the deployed network with its copy: what it is
-away from 1 is noise. The last rows are rewrites that are not kept, timed alone.
+Timed as `bssnet-zoo bench` does: by turns, each side in a process of its own, up to raw logits. A cell is the median
+over the rounds of how much longer it takes, and the 10th and 90th percentile. The row "none" compares the deployed
+network with its copy: what it is away from 1 is noise. The last rows are rewrites that are not kept, timed alone.
 """
 import argparse
-import copy
-import statistics
-import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from functools import partial
 
 import torch
 import torch.nn.functional as F
 from torch import nn
 
 import bssnet_zoo
+from bssnet_zoo.device import PRECISIONS, keep_freed_memory
+from bssnet_zoo.engine.backends import street
+from bssnet_zoo.engine.bench import parse_sizes
+from bssnet_zoo.engine.timing import spread, time_by_turns
 from bssnet_zoo.layers import BasicBlock, Bottleneck, ConvNormAct
 from bssnet_zoo.layers.fusion import channel_statistics
 from bssnet_zoo.models.deploy import (
@@ -26,7 +29,6 @@ from bssnet_zoo.models.deploy import (
     StripStem,
     UpsampleConvReLU,
     UpsampleHead,
-    interleave,
 )
 
 
@@ -37,14 +39,7 @@ class PlainUpsampleConv(UpsampleConvReLU):
 
 class PlainHead(UpsampleHead):
     def forward(self, x, pre_logits=False):
-        x = F.relu_(self.conv.conv(F.interpolate(x, scale_factor=2., mode="nearest")))
-        return F.conv2d(x, self.classifier.weight[:, :, None, None], self.classifier.bias)
-
-
-class InterleaveFirst(UpsampleHead):
-    def forward(self, x, pre_logits=False):
-        x = interleave(self.conv.phases(x))
-        return F.conv2d(x, self.classifier.weight[:, :, None, None], self.classifier.bias)
+        return self.classifier(F.relu_(self.conv.conv(F.interpolate(x, scale_factor=2., mode="nearest"))))
 
 
 class PlainLUAFM(DeployedLUAFM):
@@ -104,7 +99,6 @@ UNDONE = {
     "none": {},
     "BatchNorm folded": add_norms,
     "x2 resize in its convolution": {UpsampleConvReLU: PlainUpsampleConv, UpsampleHead: PlainHead},
-    "classifier before interleaving (B)": {UpsampleHead: InterleaveFirst},
     "blends in one pass, in place": {DeployedLUAFM: PlainLUAFM, DeployedUMF: PlainUMF},
     "sums instead of means": take_means,
     "residual sums in place": {BasicBlock: PlainBasicBlock, Bottleneck: PlainBottleneck},
@@ -112,97 +106,108 @@ UNDONE = {
 }
 
 
-def without(model: nn.Module, rewrite: str) -> nn.Module:
-    model = copy.deepcopy(model)
+def undo(model: nn.Module, rewrite: str) -> None:
     change = UNDONE[rewrite]
     if callable(change):
         change(model)
-        return model
+        return
     for module in model.modules():
         module.__class__ = change.get(type(module), type(module))
-    return model
 
 
-def run(model: nn.Module, images: torch.Tensor) -> Callable[[], torch.Tensor]:
+def make_whole(name: str, size: Sequence[int], dtype: torch.dtype, channels_last: bool) -> Callable[[], torch.Tensor]:
+    """The network as created."""
+    layout = torch.channels_last if channels_last else torch.contiguous_format
+    model = bssnet_zoo.create_model(name, pretrained=True).eval().to(dtype, memory_format=layout)
+    images = street(size).to(dtype, memory_format=layout)
     return lambda: model.forward_head(model.forward_features(images))
 
 
-def merged(width: int, height: int, columns: int, dtype: torch.dtype) -> dict[str, tuple[Callable, Callable]]:
-    """Border's and spatial's convolutions as they are and as one: rewrites that were tried."""
+@torch.no_grad()
+def make_deployed(name: str, size: Sequence[int], dtype: torch.dtype, rewrite: str) -> Callable[[], torch.Tensor]:
+    """The deployed network without one of its rewrites, which must leave the logits as they are."""
+    keep_freed_memory()
+    model = bssnet_zoo.deploy(bssnet_zoo.create_model(name, pretrained=True).eval()).to(dtype)
+    images = street(size).to(dtype, memory_format=torch.channels_last)
+
+    def run() -> torch.Tensor:
+        return model.forward_head(model.forward_features(images))
+
+    reference = run()
+    undo(model, rewrite)
+    difference = (run() - reference).abs().max() / reference.abs().max()
+    if difference > (1e-4 if dtype == torch.float32 else 0.1):
+        raise RuntimeError(f"{rewrite} changes the logits of {name} by {difference:.1e} of the largest")
+    return run
+
+
+def make_merged(name: str, size: Sequence[int], dtype: torch.dtype, what: str, merged: bool) -> Callable:
+    """Two convolutions of the border and the spatial branch as they are or as one: rewrites that were tried."""
     def tensor(*shape: int) -> torch.Tensor:
         return torch.randn(shape).to(dtype).contiguous(memory_format=torch.channels_last)
 
-    x, x3 = tensor(1, 2 * width, height // 8, columns // 8), tensor(1, 4 * width, height // 16, columns // 16)
-    both = tensor(1, 4 * width, height // 8, columns // 8)
-    conv, conv_both = tensor(2 * width, 2 * width, 3, 3), tensor(4 * width, 2 * width, 3, 3)
-    compress, compress_both = tensor(2 * width, 4 * width, 1, 1), tensor(4 * width, 4 * width, 1, 1)
-    last, last_both = tensor(4 * width, 2 * width, 3, 3), tensor(8 * width, 2 * width, 3, 3)
-    halves = [half.contiguous(memory_format=torch.channels_last) for half in both.chunk(2, 1)]
-    return {
-        "not kept: first convolutions merged": (
-            lambda: [F.conv2d(x, conv, padding=1) for _ in range(2)], lambda: F.conv2d(x, conv_both, padding=1)),
-        "not kept: compressions merged": (
-            lambda: [F.conv2d(x3, compress) for _ in range(2)], lambda: F.conv2d(x3, compress_both)),
-        "not kept: last convolutions grouped": (
-            lambda: [F.conv2d(half, last, padding=1) for half in halves],
-            lambda: F.conv2d(both, last_both, padding=1, groups=2)),
-    }
+    channels = {"bssnet_t": 64, "bssnet_b": 128}[name]
+    height, width = size[0] // 8, size[1] // 8
+    if what == "last convolutions grouped":
+        maps = tensor(1, 2 * channels, height, width)
+        if merged:
+            weight = tensor(4 * channels, channels, 3, 3)
+            return lambda: F.conv2d(maps, weight, padding=1, groups=2)
+        halves = [half.contiguous(memory_format=torch.channels_last) for half in maps.chunk(2, 1)]
+        weights = [tensor(2 * channels, channels, 3, 3) for _ in halves]
+        return lambda: [F.conv2d(half, w, padding=1) for half, w in zip(halves, weights, strict=True)][0]
+    if what == "first convolutions merged":
+        x, shape, padding = tensor(1, channels, height, width), (channels, channels, 3, 3), 1
+    else:
+        x, shape, padding = tensor(1, 2 * channels, height // 2, width // 2), (channels, 2 * channels, 1, 1), 0
+    count, shape = (1, (2 * shape[0], *shape[1:])) if merged else (2, shape)
+    weights = [tensor(*shape) for _ in range(count)]
+    return lambda: [F.conv2d(x, weight, padding=padding) for weight in weights][0]
 
 
-def ratio(slow: Callable, fast: Callable, seconds: float) -> str:
-    """Median and quartiles of how much longer ``slow`` takes than ``fast``, by turns slow, fast, fast, slow."""
-    times = {slow: [], fast: []}
-    slow(), fast()
-    start = time.perf_counter()
-    while time.perf_counter() - start < seconds or len(times[slow]) < 8:
-        for call in (slow, fast, fast, slow):
-            begin = time.perf_counter()
-            call()
-            times[call].append(time.perf_counter() - begin)
-    low, _, high = statistics.quantiles((s / f for s, f in zip(times[slow], times[fast], strict=True)), n=4)
-    return f"{statistics.median(times[slow]) / statistics.median(times[fast]):.2f} ({low:.2f}-{high:.2f})"
+MERGED = ("first convolutions merged", "compressions merged", "last convolutions grouped")
 
 
-@torch.inference_mode()
-def column(name: str, height: int, width: int, dtype: torch.dtype, seconds: float) -> dict[str, str]:
-    model = bssnet_zoo.create_model(name, pretrained=True).eval()
-    images = torch.randn(1, 3, height, width)
-    fast_images = images.to(dtype, memory_format=torch.channels_last)
-    deployed = bssnet_zoo.deploy(model).to(dtype)
-    fast = run(deployed, fast_images)
+def column(name: str, size: Sequence[int], dtype: torch.dtype, threads: int, seconds: float) -> dict[str, str]:
+    """The cells of one network at one size in one precision, by row."""
+    rewrites = [rewrite for rewrite in UNDONE if name == "bssnet_b" or not rewrite.endswith("(B)")]
     sides = {
-        "all, from float32 NCHW": run(model, images),
-        "all, from channels_last": run(copy.deepcopy(model).to(dtype, memory_format=torch.channels_last), fast_images),
-        **{rewrite: run(without(deployed, rewrite), fast_images) for rewrite in UNDONE},
+        "all, from float32 NCHW": partial(make_whole, name, size, torch.float32, False),
+        "all, from channels_last": partial(make_whole, name, size, dtype, True),
+        "deployed": partial(make_deployed, name, size, dtype, "none"),
+        **{rewrite: partial(make_deployed, name, size, dtype, rewrite) for rewrite in rewrites},
+        **{f"{what} {merged}": partial(make_merged, name, size, dtype, what, merged)
+           for what in MERGED for merged in (False, True)},
     }
-    reference = fast()
-    for rewrite in UNDONE:
-        difference = (sides[rewrite]() - reference).abs().max() / reference.abs().max()
-        if difference > (1e-4 if dtype == torch.float32 else 0.1):
-            raise RuntimeError(f"{rewrite} changes the logits of {name} by {difference:.1e} of the largest")
-    cells = {rewrite: ratio(side, fast, seconds) for rewrite, side in sides.items()}
-    for rewrite, (apart, together) in merged(model.feature_info[0]["num_chs"], height, width, dtype).items():
-        cells[rewrite] = ratio(apart, together, seconds)
-    return cells
+    timings = time_by_turns(sides, torch.device("cpu"), threads, seconds, rounds=6, warmup=1)
+
+    def ratio(slow: str, fast: str) -> str:
+        for side in (slow, fast):
+            if timings[side].error:
+                raise RuntimeError(f"{side}: {timings[side].error}")
+        rounds = zip(timings[slow].seconds, timings[fast].seconds, strict=True)
+        return spread([s / f for s, f in rounds]).format(digits=2)
+
+    cells = {row: ratio(row, "deployed") for row in [*list(sides)[:2], *rewrites]}
+    return cells | {f"not kept: {what}": ratio(f"{what} False", f"{what} True") for what in MERGED}
 
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--models", nargs="+", default=["bssnet_t", "bssnet_b"])
-    parser.add_argument("--sizes", nargs="+", default=["360x480", "720x960", "1024x2048"])
+    parser.add_argument("--size", nargs="+", default=["360x480", "720x960", "1024x2048"])
+    parser.add_argument("--precision", nargs="+", default=["float32", "bfloat16"], choices=PRECISIONS)
     parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--seconds", type=float, default=15., help="for each cell (default: %(default)s)")
+    parser.add_argument("--seconds", type=float, default=1., help="for each row (default: %(default)s)")
     args = parser.parse_args()
-    torch.set_num_threads(args.threads)
     for name in args.models:
-        for size in args.sizes:
-            height, width = map(int, size.split("x"))
-            cells = {dtype: column(name, height, width, dtype, args.seconds)
-                     for dtype in (torch.float32, torch.bfloat16)}
-            print(f"\n{name} {size}, {args.threads} threads, torch {torch.__version__}\n")
-            print("| rewrite | float32 | bfloat16 |\n|---|---|---|")
-            for rewrite in cells[torch.float32]:
-                print(f"| {rewrite} | {cells[torch.float32][rewrite]} | {cells[torch.bfloat16][rewrite]} |", flush=True)
+        for size in parse_sizes(args.size):
+            cells = [column(name, size, PRECISIONS[precision], args.threads, args.seconds)
+                     for precision in args.precision]
+            print(f"\n{name} {size[0]}x{size[1]}, {args.threads} threads, torch {torch.__version__}\n")
+            print(f"| rewrite | {' | '.join(args.precision)} |\n|{'---|' * (len(cells) + 1)}")
+            for row in cells[0]:
+                print(f"| {row} | {' | '.join(cell[row] for cell in cells)} |", flush=True)
 
 
 if __name__ == "__main__":

@@ -1,4 +1,5 @@
 """BSSNet as a timm-style model zoo: real-time semantic segmentation of road scenes."""
+from .device import keep_freed_memory
 from .inference import Prediction, class_info, predict
 from .layers import LUAFM, PAPPM, UMF
 from .losses import BoundaryLoss, BSSNetLoss, OhemCrossEntropyLoss
@@ -24,6 +25,7 @@ __all__ = [
     "convert_checkpoint",
     "create_model",
     "deploy",
+    "keep_freed_memory",
     "list_models",
     "load_checkpoint",
     "predict",

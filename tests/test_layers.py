@@ -33,6 +33,14 @@ def test_umf_is_the_weighted_sum(num_features, resized):
     assert torch.allclose(fused, expected, atol=1e-6)
 
 
+def test_umf_without_weights_is_a_plain_sum():
+    fuse = UMF(4, resized=(1,), weighted=False).eval()
+    maps = [torch.randn(2, 4, 6, 8), torch.randn(2, 4, 3, 4), torch.randn(2, 4, 6, 8)]
+    expected = maps[0] + fuse.convs[1](F.interpolate(maps[1], size=(6, 8))) + maps[2]
+    torch.testing.assert_close(fuse(maps), expected)
+    torch.testing.assert_close(torch.jit.script(fuse)(maps), expected)
+
+
 def test_umf_has_the_published_parameters():
     shapes = {name: tuple(p.shape) for name, p in UMF(128).named_parameters() if p.ndim > 1}
     assert shapes == {"convs.1.conv.weight": (128, 128, 3, 3), "attention.0.conv.weight": (6, 6, 3, 3),

@@ -446,6 +446,12 @@ class TestWiderAndOther:
         criterion = create_criterion(create_student(recipe, 3, CPU), recipe, 255)
         assert criterion.loss_weights.border == criterion.loss_weights.spatial == 0
 
+    def test_plain_sum(self, tiny_recipe):
+        model = create_student(replace(tiny_recipe, weighted=False), 3, CPU)
+        assert model.decoder.fuse.attention is None
+        with pytest.raises(ValueError, match="made with weighted=False"):
+            bssnet_zoo.deploy(model)
+
     def test_encoder_decoder(self, tiny_recipe, tmp_path):
         """It trains, teaches and is evaluated; encoder weights of other names fit if their shapes do."""
         pytest.importorskip("segmentation_models_pytorch")

@@ -26,7 +26,7 @@ from ..models import BSSNet, create_trained_model, deploy
 from ..models.checkpoints import checkpoint_num_classes, read_checkpoint
 from ..models.weights import ASSETS
 from .evaluate import default_split, evaluate, run_recipe
-from .export_graph import ExportedGraph, without_phases
+from .export_graph import ExportedGraph, with_exported_upsamples
 from .exported import ExportedModel, file_input, require
 
 __all__ = ["FORMATS", "ExportReport", "accuracy", "export_model", "trained_model"]
@@ -57,8 +57,15 @@ class ExportReport(NamedTuple):
         return f"{self.path}: {difference}same class at {100 * self.same_class:.3f} % of the pixels"
 
 
-def export_program(graph: ExportedGraph, size: Sequence[int] | None, batch: bool = False) -> ExportedProgram:
+def export_program(
+        graph: ExportedGraph,
+        size: Sequence[int] | None,
+        batch: bool = False,
+        transposed: bool = False,
+) -> ExportedProgram:
     """Torch's graph for images of one size, or of any; with ``batch`` for any number of them too.
+
+    ``transposed`` says how `ExportedUpsample` works.
 
     From a smaller example than this one torch would conclude that pooled maps of `PAPPM` are always one pixel.
     """
@@ -68,16 +75,17 @@ def export_program(graph: ExportedGraph, size: Sequence[int] | None, batch: bool
     if graph.normalize:
         images, axes = images.permute(0, 2, 3, 1).byte(), [0, 1, 2]
     shapes = None if size else {"images": dict.fromkeys(axes if batch else axes[1:], torch.export.Dim.AUTO)}
-    program = torch.export.export(without_phases(graph), (images,), dynamic_shapes=shapes)
+    program = torch.export.export(with_exported_upsamples(graph, transposed), (images,), dynamic_shapes=shapes)
     # torch's own lerp computes two formulas and picks one for each pixel
     return program.run_decompositions({torch.ops.aten.lerp.Tensor: lambda x, y, weight: x + weight * (y - x)})
 
 
-def convert_onnx(graph: ExportedGraph, size: Sequence[int] | None):
+def convert_onnx(graph: ExportedGraph, size: Sequence[int] | None, transposed: bool = False):
     """An ``onnx.ModelProto``."""
     program = torch.onnx.export(
-        export_program(graph, size, batch=size is None), dynamo=True, opset_version=18, external_data=False,
-        verbose=False, input_names=["images"], output_names=["labels" if graph.labels else "logits"])
+        export_program(graph, size, batch=size is None, transposed=transposed), dynamo=True, opset_version=18,
+        external_data=False, verbose=False, input_names=["images"],
+        output_names=["labels" if graph.labels else "logits"])
     model = program.model_proto
     for node in model.graph.node:
         del node.metadata_props[:]  # the exporter writes where each line of code was
@@ -98,7 +106,8 @@ def convert_openvino(graph: ExportedGraph, size: Sequence[int] | None):
 
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder, "model.onnx")
-        path.write_bytes(convert_onnx(graph, size).SerializeToString())
+        # for any size, a map may be doubled or not
+        path.write_bytes(convert_onnx(graph, size, transposed=size is not None).SerializeToString())
         return openvino.convert_model(path)
 
 

@@ -8,47 +8,41 @@ from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from torch import nn
 
 from ..models import BSSNet
-from ..models.deploy import UpsampleConvReLU, UpsampleHead
+from ..models.deploy import UpsampleConvReLU
 
-__all__ = ["ExportedGraph", "without_phases"]
+__all__ = ["ExportedGraph", "with_exported_upsamples"]
 
 STRIP_ROWS = 64
 
 
-class ResizeConvReLU(nn.Module):
-    """`UpsampleConvReLU` as it says, at any size: ONNX Runtime and OpenVINO do this faster than the interleaving."""
+class ExportedUpsample(nn.Module):
+    """`UpsampleConvReLU` for a file: a plain resize and convolution, or a transposed convolution to exactly x2.
 
-    def __init__(self, upsample: UpsampleConvReLU):
+    OpenVINO computes the latter faster and ONNX Runtime the former. What `UpsampleConvReLU` does at odd sizes becomes
+    operators that both are slow at.
+    """
+
+    def __init__(self, upsample: UpsampleConvReLU, transposed: bool):
         super().__init__()
-        self.conv = upsample.conv
+        self.upsample = upsample
+        self.transposed = transposed
 
     def forward(self, x: torch.Tensor, height: int, width: int) -> torch.Tensor:
-        return F.relu(self.conv(F.interpolate(x, size=[height, width], mode="nearest")))
+        if self.transposed and (height, width) == (2 * x.shape[2], 2 * x.shape[3]):
+            return self.upsample.twice(x)
+        return F.relu(self.upsample.conv(F.interpolate(x, size=[height, width], mode="nearest")))
+
+    def twice(self, x: torch.Tensor) -> torch.Tensor:
+        return self(x, 2 * x.shape[2], 2 * x.shape[3])
 
 
-class ResizeHead(nn.Module):
-    """`UpsampleHead` as it says: x2 resize, convolution, classifier."""
-
-    def __init__(self, head: UpsampleHead):
-        super().__init__()
-        self.conv = ResizeConvReLU(head.conv)
-        self.classifier = nn.Conv2d(head.classifier.in_features, head.classifier.out_features, 1)
-        self.classifier.weight.data = head.classifier.weight.data[:, :, None, None]
-        self.classifier.bias.data = head.classifier.bias.data
-
-    def forward(self, x: torch.Tensor, pre_logits: bool = False) -> torch.Tensor:
-        return self.classifier(self.conv(x, 2 * x.shape[2], 2 * x.shape[3]))
-
-
-def without_phases(module: nn.Module) -> nn.Module:
-    """Puts the plain resizes back into a deployed model."""
+def with_exported_upsamples(module: nn.Module, transposed: bool) -> nn.Module:
+    """Puts `ExportedUpsample` into a deployed model."""
     for name, child in module.named_children():
-        if isinstance(child, UpsampleHead):
-            setattr(module, name, ResizeHead(child))
-        elif isinstance(child, UpsampleConvReLU):
-            setattr(module, name, ResizeConvReLU(child))
+        if isinstance(child, UpsampleConvReLU):
+            setattr(module, name, ExportedUpsample(child, transposed))
         else:
-            without_phases(child)
+            with_exported_upsamples(child, transposed)
     return module
 
 

@@ -83,7 +83,7 @@ def create_student(recipe: Recipe, num_classes: int, process: Process) -> nn.Mod
         ValueError: ``init`` is neither a tag of the model nor a file, or does not fit.
     """
     torch.manual_seed(recipe.seed)
-    kwargs = {"num_classes": num_classes, "aux_heads": True}
+    kwargs = {"num_classes": num_classes, "aux_heads": True, "weighted": recipe.weighted}
     if recipe.model.startswith(SMP):
         model = SmpModel(recipe.model, num_classes, pretrained=recipe.init == "imagenet")
         if recipe.init not in (None, "imagenet"):

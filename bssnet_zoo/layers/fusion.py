@@ -54,6 +54,7 @@ class UMF(nn.Module):
         resized: Indices of the maps that are resized (nearest) to the size of ``features[0]`` and then smoothed by a
             3x3 convolution of their own. The other maps must have that size already. Index 0 sets the size and
             can't be resized.
+        weighted: Compute the weights; without, the result is the plain sum of the aligned maps, for comparison.
         device: Where to create the parameters.
         dtype: Type of the parameters.
 
@@ -67,6 +68,7 @@ class UMF(nn.Module):
             channels: int,
             num_features: int = 3,
             resized: Sequence[int] = (1,),
+            weighted: bool = True,
             device=None,
             dtype=None,
     ):
@@ -87,7 +89,7 @@ class UMF(nn.Module):
         self.attention = nn.Sequential(
             ConvNormAct(2 * num_features, 2 * num_features, 3, **dd),
             ConvNormAct(2 * num_features, num_features, 3, act=False, **dd),
-        )
+        ) if weighted else None
 
     def forward(self, features: list[torch.Tensor]) -> torch.Tensor:
         """Fuses ``num_features`` maps of (N, channels, H_i, W_i) into one (N, channels, H_0, W_0)."""
@@ -99,6 +101,8 @@ class UMF(nn.Module):
             if i in self.resized:
                 feature = F.interpolate(feature, size=features[0].shape[-2:], mode="nearest")
             aligned.append(conv(feature))
+        if self.attention is None:
+            return torch.stack(aligned).sum(dim=0)
         weights = torch.sigmoid(self.attention(channel_statistics(aligned)))
         fused = weights[:, :1] * aligned[0]
         for i in range(1, self.num_features):

@@ -76,13 +76,13 @@ class SemanticBranch(nn.Module):
 class Decoder(nn.Module):
     """The three branches and their fusion: returns the fused map and the two maps that the training heads tap."""
 
-    def __init__(self, dim: int, upsample: bool, device=None, dtype=None):
+    def __init__(self, dim: int, upsample: bool, weighted: bool = True, device=None, dtype=None):
         dd = {"device": device, "dtype": dtype}
         super().__init__()
         self.border = DetailBranch(dim, **dd)
         self.spatial = DetailBranch(dim, **dd)
         self.semantic = SemanticBranch(dim, **dd)
-        self.fuse = UMF(4 * dim, num_features=3, resized=(1,), **dd)
+        self.fuse = UMF(4 * dim, num_features=3, resized=(1,), weighted=weighted, **dd)
         self.refine = nn.Identity()
         if upsample:
             self.refine = nn.Sequential(ConvNormAct(4 * dim, 4 * dim, 3, **dd), nn.Upsample(scale_factor=2.))
@@ -205,6 +205,7 @@ class BSSNet(nn.Module):
         upsample: Convolve and upsample the fused map, which halves the output stride to 4.
         drop_rate: Channel dropout before the classifiers of the segmentation and FCN heads.
         aux_heads: Create the training heads (border, spatial, two FCN heads) and return their maps in training.
+        weighted: Fuse the branches by UMF; without, by a plain sum, which is an ablation and has no published weights.
         device: Where to create the parameters.
         dtype: Type of the parameters.
 
@@ -223,6 +224,7 @@ class BSSNet(nn.Module):
             upsample: bool = False,
             drop_rate: float = 0.1,
             aux_heads: bool = False,
+            weighted: bool = True,
             device=None,
             dtype=None,
     ):
@@ -257,7 +259,7 @@ class BSSNet(nn.Module):
                 BasicBlock(8 * dim, 8 * dim, **dd)),
             nn.Sequential(Bottleneck(8 * dim, 8 * dim, 2, **dd), Bottleneck(16 * dim, 8 * dim, **dd)),
         )
-        self.decoder = Decoder(dim, upsample, **dd)
+        self.decoder = Decoder(dim, upsample, weighted, **dd)
         self.head = SegHead(4 * dim, self.head_hidden_size, num_classes, drop_rate, **dd)
         if aux_heads:
             self.border_head = SegHead(2 * dim, dim, 1, **dd)

@@ -64,31 +64,20 @@ class ScaleShift(nn.Module):
         return torch.addcmul(self.shift, x, self.scale)
 
 
-def phase_weight(weight: torch.Tensor) -> torch.Tensor:
-    """Four 2x2 kernels for a 3x3 one that reads a nearest x2 map: (O, I, 3, 3) -> (4 * O, I, 2, 2).
+def transposed_weight(weight: torch.Tensor) -> torch.Tensor:
+    """A 4x4 kernel of a transposed convolution for a 3x3 one that reads a nearest x2 map: (O, I, 3, 3) -> (I, O, 4, 4).
 
     In each direction a fine pixel at an even place sees coarse pixels i-1, i, i and one at an odd place i, i, i+1: taps
-    that read the same coarse pixel are added. Over the coarse map padded by one, window p gives the odd pixel 2p-1 and
-    the even pixel 2p, in this order.
+    that read the same coarse pixel are added. Tap t of the 4x4 kernel goes from pixel i to 2i - 1 + t.
     """
-    rows = torch.stack((weight[:, :, 0] + weight[:, :, 1], weight[:, :, 2], weight[:, :, 0],
-                        weight[:, :, 1] + weight[:, :, 2]), dim=2)  # (O, I, 2 phases * 2 taps, 3)
-    taps = torch.stack((rows[..., 0] + rows[..., 1], rows[..., 2], rows[..., 0], rows[..., 1] + rows[..., 2]), dim=3)
-    phases = taps.unflatten(3, (2, 2)).unflatten(2, (2, 2))  # (O, I, row phase, row tap, column phase, column tap)
-    return phases.permute(2, 4, 0, 1, 3, 5).flatten(0, 2)
+    taps = torch.tensor([[0, 0, 1], [0, 1, 1], [1, 1, 0], [1, 0, 0]], dtype=weight.dtype, device=weight.device)
+    return torch.einsum("ay,bx,oiyx->ioab", taps, taps, weight).contiguous()
 
 
-def interleave(phases: torch.Tensor) -> torch.Tensor:
-    """Phases of `UpsampleConvReLU` to the map: (N, h + 1, w + 1, 2, 2, O) -> (N, O, 2 * h, 2 * w)."""
-    n, rows, columns, _, _, channels = phases.shape
-    fine = phases.permute(0, 1, 3, 2, 4, 5).reshape(n, 2 * rows, 2 * columns, channels)
-    return fine[:, 1:-1, 1:-1].permute(0, 3, 1, 2)
+def transposed_pays(h: int, w: int) -> bool:
+    """Whether a 4x4 transposed convolution of an h x w map is faster than a 3x3 one of the resized map.
 
-
-def phases_pay(h: int, w: int) -> bool:
-    """Whether four 2x2 convolutions of an h x w map are faster than one 3x3 of the resized map.
-
-    On smaller maps eager torch spends its time on the weights, of which the phases have 16/9 as many. Compilers and
+    On smaller maps eager torch spends its time on the weights, of which the former has 16/9 as many. Compilers and
     exporters arrange weights once and for all, and may not know h and w.
     """
     if not torch.jit.is_scripting():
@@ -100,30 +89,30 @@ def phases_pay(h: int, w: int) -> bool:
 class UpsampleConvReLU(nn.Module):
     """Nearest resize, 3x3 convolution, ReLU: (N, I, h, w) -> (N, O, height, width).
 
-    To twice the size, each fine pixel sees 2x2 coarse ones: four 2x2 convolutions of the small map give its four phases
-    with 16/36 of the multiply-adds. To 2h-1 or 2w-1 (a map of odd size, halved and rounded up) it is that map cropped,
-    but its last row or column sees zero padding where the larger map goes on. To other sizes, and for maps too small
-    for it to pay, it does what it says.
+    To twice the size, each fine pixel sees 2x2 coarse ones: a transposed convolution with stride 2 is the same with
+    16/36 of the multiply-adds. To 2h-1 or 2w-1 (a map of odd size, halved and rounded up) it is that map cropped, but
+    its last row or column sees zero padding where the larger map goes on. To other sizes, and for maps too small for
+    it to pay, it does what it says.
     """
 
     def __init__(self, conv: nn.Conv2d):
         super().__init__()
         self.conv = conv
-        self.phase_weight = nn.Parameter(phase_weight(conv.weight), requires_grad=False)
-        self.phase_bias = nn.Parameter(conv.bias.repeat(4), requires_grad=False)
+        self.transposed = nn.ConvTranspose2d(conv.in_channels, conv.out_channels, 4, 2, 1).requires_grad_(False)
+        self.transposed.weight.data = transposed_weight(conv.weight)
+        self.transposed.bias.data = conv.bias.data.clone()
 
-    def phases(self, x: torch.Tensor) -> torch.Tensor:
-        """The map of twice the size, not yet interleaved: (N, h + 1, w + 1, 2, 2, O), a view in channels_last."""
-        phases = F.relu_(F.conv2d(x, self.phase_weight, self.phase_bias, padding=1))
-        return phases.permute(0, 2, 3, 1).unflatten(3, (2, 2, -1))
+    def twice(self, x: torch.Tensor) -> torch.Tensor:
+        """To twice the size."""
+        return F.relu_(self.transposed(x))
 
     def forward(self, x: torch.Tensor, height: int, width: int) -> torch.Tensor:
         h, w = x.shape[-2:]
         odd_height, odd_width = height == 2 * h - 1 and h > 1, width == 2 * w - 1 and w > 1
         doubled = (height == 2 * h or odd_height) and (width == 2 * w or odd_width)
-        if not doubled or not phases_pay(h, w):
+        if not doubled or not transposed_pays(h, w):
             return F.relu_(self.conv(F.interpolate(x, size=[height, width], mode="nearest")))
-        y = interleave(self.phases(x))[:, :, :height, :width]
+        y = self.twice(x)[:, :, :height, :width]
         if odd_height:
             rows = F.pad(F.interpolate(x[:, :, -2:], size=[2, width], mode="nearest"), [0, 0, 0, 1])
             y[:, :, -1:] = F.relu_(F.conv2d(rows, self.conv.weight, self.conv.bias, padding=[0, 1]))
@@ -189,23 +178,16 @@ class DeployedUMF(nn.Module):
 
 
 class UpsampleHead(nn.Module):
-    """B's `SegHead` after its first BatchNorm and ReLU, with the nearest x2 resize before it in its convolution.
-
-    The classifier works on the phases, so that what is interleaved has ``num_classes`` channels.
-    """
+    """B's `SegHead` after its first BatchNorm and ReLU, with the nearest x2 resize before it in its convolution."""
 
     def __init__(self, conv: nn.Conv2d, classifier: nn.Module):
         super().__init__()
         self.conv = UpsampleConvReLU(conv)
         self.classifier = classifier
-        if isinstance(classifier, nn.Conv2d):
-            self.classifier = nn.Linear(classifier.in_channels, classifier.out_channels).requires_grad_(False)
-            self.classifier.weight.data = classifier.weight.data.flatten(1)
-            self.classifier.bias.data = classifier.bias.data
 
     def forward(self, x: torch.Tensor, pre_logits: bool = False) -> torch.Tensor:
-        phases = self.conv.phases(x)
-        return interleave(phases if pre_logits else self.classifier(phases))
+        x = self.conv.twice(x)
+        return x if pre_logits else self.classifier(x)
 
 
 def fold_norms(model: nn.Module) -> None:
@@ -250,6 +232,8 @@ def deploy(model: BSSNet) -> BSSNet:
         raise ValueError(f"deploy takes a BSSNet, got {type(model).__name__}: deploy first, then wrap or compile")
     if not any(isinstance(module, nn.BatchNorm2d) for module in model.modules()):
         raise ValueError("deploy takes a BSSNet with its BatchNorm layers, this one has none: was it deployed before?")
+    if model.decoder is not None and model.decoder.fuse.attention is None:
+        raise ValueError("deploy takes a BSSNet that fuses by UMF, this one was made with weighted=False")
     deployed = copy.deepcopy(model).cpu().double().eval().requires_grad_(False)
     deployed.set_grad_checkpointing(False)
     if deployed.aux_heads:

@@ -1,0 +1,253 @@
+"""`bssnet-zoo bench`: sides that take turns in processes of their own, the table, the JSON and the picture."""
+import json
+import os
+import re
+import shutil
+import sys
+import time
+from functools import partial
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from PIL import Image
+from test_pretrained import STREET
+
+import bssnet_zoo
+from bssnet_zoo import cli
+from bssnet_zoo.engine.backends import BACKENDS, PEAKS, Settings, Side, make_peak
+from bssnet_zoo.engine.peers import create_peer
+from bssnet_zoo.engine.timing import spread, time_by_turns
+from bssnet_zoo.models.summary import count_multiply_adds
+
+CPU = torch.device("cpu")
+needs_proc = pytest.mark.skipif(sys.platform != "linux", reason="reads the peak memory of a process from /proc")
+
+
+class Result:
+    shape = (1, 2)
+
+
+def make_sleep(seconds: float):
+    passes = []
+
+    def run():
+        passes.append(1)
+        time.sleep(seconds)
+        result = Result()
+        result.shape = (len(passes), os.getpid(), torch.get_num_threads())
+        return result
+
+    return run
+
+
+def make_failure():
+    raise ValueError("\nthe first line\nthe second")
+
+
+def make_death():
+    os._exit(3)
+
+
+def make_late_death():
+    start = time.monotonic()
+
+    def run():
+        if time.monotonic() - start > 0.2:
+            os._exit(4)
+        return Result()
+
+    return run
+
+
+def make_memory(made: int, kept: int, used: int):
+    """Megabytes that are needed in making only, that stay, and that each pass takes and gives back."""
+    np.ones(made * 2 ** 20, np.uint8)
+    array = np.ones(kept * 2 ** 20, np.uint8)
+
+    def run():
+        np.ones(used * 2 ** 20, np.uint8)
+        return array
+
+    return run
+
+
+def make_many_classes(probabilities: bool):
+    model = bssnet_zoo.BSSNet(num_classes=100, dim=8).eval()
+    image = Image.open(STREET).resize((960, 720))
+    return lambda: bssnet_zoo.predict(model, image, size=180, probabilities=probabilities).labels
+
+
+def make_bundled(probabilities: bool):
+    model = bssnet_zoo.deploy(bssnet_zoo.create_model("bssnet_t", pretrained=True))
+    image = Image.open(STREET).resize((1920, 1440))
+    return lambda: bssnet_zoo.predict(model, image, size=360, probabilities=probabilities).labels
+
+
+def test_turns():
+    makers = {"slow": partial(make_sleep, 0.04), "failure": make_failure, "fast": partial(make_sleep, 0.02),
+              "death": make_death, "late": make_late_death}
+    timings = time_by_turns(makers, CPU, threads=1, seconds=0.4, rounds=4, warmup=3)
+    assert list(timings) == list(makers)
+    slow, fast = timings["slow"], timings["fast"]
+    assert len(slow.seconds) == len(fast.seconds) == 4
+    assert min(slow.seconds) >= 0.04 and min(fast.seconds) >= 0.02
+    assert 1.5 < spread([s / f for s, f in zip(slow.seconds, fast.seconds, strict=True)]).median < 2.5
+    assert slow.shape[0] == 3 and slow.shape[2] == 1  # the third warm-up pass, one thread
+    assert len({os.getpid(), slow.shape[1], fast.shape[1]}) == 3
+    assert timings["failure"].error == "the first line" and timings["failure"].seconds == ()
+    assert "exit code 3" in timings["death"].error and "exit code 4" in timings["late"].error
+
+
+def test_spread():
+    values = spread(range(11))
+    assert (values.low, values.median, values.high) == (1, 5, 9)
+    assert values.format(1, scale=0.5) == "2.5 (0.5-4.5)"
+
+
+@needs_proc
+def test_memory_of_a_side():
+    makers = {name: partial(make_memory, *sizes) for name, sizes in {
+        "nothing": (0, 0, 0), "made": (200, 0, 0), "kept": (0, 100, 0), "used": (0, 0, 150)}.items()}
+    memory = {name: timing.memory / 2 ** 20
+              for name, timing in time_by_turns(makers, CPU, 1, seconds=0.1, rounds=1, warmup=1).items()}
+    assert abs(memory["made"] - memory["nothing"]) < 20
+    assert 80 < memory["kept"] - memory["nothing"] < 120
+    assert 130 < memory["used"] - memory["nothing"] < 170
+
+
+@needs_proc
+def test_peak_memory_of_predict():
+    """A process that predicts labels never holds the logits of all classes at full size."""
+    makers = {(make, mode): partial(make, mode) for make in (make_bundled, make_many_classes) for mode in (False, True)}
+    memory = {side: timing.memory for side, timing in time_by_turns(makers, CPU, 1, 0.1, rounds=1, warmup=1).items()}
+    assert memory[make_many_classes, False] < 0.5 * (100 * 720 * 960 * 4) < memory[make_many_classes, True]
+    assert memory[make_bundled, False] + 11 * 1440 * 1920 * 4 < memory[make_bundled, True]
+
+
+def bench(capsys, tmp_path, *arguments: str) -> tuple[str, dict]:
+    json_path = tmp_path / "bench.json"
+    status = cli.main(["bench", "--device", "cpu", "--threads", "1", "--seconds", "0.2", "--rounds", "3",
+                       "--json", str(json_path), *arguments])
+    assert status == 0
+    return capsys.readouterr().out, json.loads(json_path.read_text())
+
+
+@pytest.mark.slow
+def test_bench(capsys, tmp_path):
+    picture = tmp_path / "bench.png"
+    out, report = bench(capsys, tmp_path, "--models", "bssnet_t", "--size", "64x96", "256x256", "--peers",
+                        "lraspp_mobilenet_v3_large", "--backends", "deploy", "eager", "--precision", "float32", "int8",
+                        "bfloat16", "--plot", str(picture))
+    assert [part["size"] for part in report["sizes"]] == [[64, 96], [256, 256]]
+    for part in report["sizes"]:
+        rows = {(row["model"], row["backend"], row["precision"]): row for row in part["results"]}
+        assert list(rows) == [
+            ("bssnet_t", "eager", "float32"), ("bssnet_t", "deploy", "float32"), ("bssnet_t", "deploy", "bfloat16"),
+            ("bssnet_t", "eager", "bfloat16"), ("lraspp_mobilenet_v3_large", "eager", "float32"),
+            ("lraspp_mobilenet_v3_large", "eager", "bfloat16")]
+        assert list(part["unavailable"].values()) == [
+            ["bssnet_t deploy int8"], ["bssnet_t eager int8", "lraspp_mobilenet_v3_large eager int8"]]
+        model = bssnet_zoo.create_model("bssnet_t", num_classes=11).eval()
+        counts = [count_multiply_adds(m.to("meta"), *part["size"]) for m in (model, bssnet_zoo.deploy(model))]
+        eager, deployed = rows["bssnet_t", "eager", "float32"], rows["bssnet_t", "deploy", "float32"]
+        assert [eager["multiply_adds"], deployed["multiply_adds"]] == counts
+        assert (counts[1] < counts[0]) == (part["size"][0] == 256)
+        assert rows["lraspp_mobilenet_v3_large", "eager", "bfloat16"]["stride"] == 8
+        assert eager["ratio"] == {"median": 1, "low": 1, "high": 1}
+        ratios = np.divide(eager["rounds"], deployed["rounds"])
+        assert len(ratios) == 3 and deployed["ratio"]["median"] == pytest.approx(np.median(ratios))
+        seconds = np.median(deployed["rounds"])
+        assert deployed["fps"] == pytest.approx(1 / seconds)
+        assert deployed["share_of_peak"] == pytest.approx(counts[1] / seconds / part["peaks"]["float32"])
+        assert re.search(rf"\| bssnet_t +\| deploy +\| float32 +\| {1000 * seconds:.1f} \(", out)
+    assert report["machine"]["versions"]["torch"] == torch.__version__.split("+")[0]
+    assert out.count("| times eager float32 |") == 2 and "eager has no int8" in out
+    pixels = np.asarray(Image.open(picture).convert("RGB"))
+    assert pixels.shape[1] > 800 and len(np.unique(pixels.reshape(-1, 3), axis=0)) > 50
+
+
+@pytest.mark.parametrize(("model", "arguments", "stride"), [
+    ("bssnet_b", [], 4), ("bssnet_t", ["--full-size"], 1)])
+def test_what_is_timed(capsys, tmp_path, model, arguments, stride):
+    out, report = bench(capsys, tmp_path, "--models", model, "--size", "64x64", "--backends", "deploy", *arguments)
+    assert [row["stride"] for row in report["sizes"][0]["results"]] == [stride, stride]
+    assert ("logits at full size" in out) == (stride == 1)
+
+
+def test_a_size_that_one_peer_refuses(capsys, tmp_path):
+    peers = ["lraspp_mobilenet_v3_large", "smp:linknet/mobilenetv2_100"]
+    out, report = bench(
+        capsys, tmp_path, "--models", "bssnet_t", "--peers", *peers, "--size", "40x64", "--backends", "eager")
+    part = report["sizes"][0]
+    assert [row["model"] for row in part["results"]] == ["bssnet_t", peers[0]]
+    assert list(part["unavailable"].values()) == [[peers[1]]] and "divisible by 32" in out
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("backend", ["torchscript", "onnxruntime", "openvino", "compile"])
+def test_backends(capsys, tmp_path, backend):
+    if backend == "compile" and not shutil.which("g++"):
+        pytest.skip("needs a C++ compiler")
+    _, report = bench(capsys, tmp_path, "--models", "bssnet_t", "--size", "64x96", "--backends", backend)
+    assert [(row["backend"], row["stride"]) for row in report["sizes"][0]["results"]] == [("eager", 8), (backend, 8)]
+
+
+@pytest.mark.parametrize(("side", "reason"), [
+    (Side("bssnet_t", "deploy", "int8"), "has no int8"), (Side("bssnet_t", "onnxruntime", "bfloat16"), "has no bfloat"),
+    (Side("bssnet_t", "cudagraphs", "float32"), "run on cuda"), (Side("bssnet_t", "eager", "float16"), "take bfloat16"),
+    (Side("bssnet_t", "compile", "float32"), "C\\+\\+ compiler"),
+])
+def test_unavailable(side, reason, monkeypatch):
+    monkeypatch.setattr(shutil, "which", lambda name: None)
+    assert re.search(reason, side.why_not(CPU))
+    assert Side("bssnet_t", "deploy", "bfloat16").why_not(CPU) is None
+
+
+@pytest.mark.parametrize(("arguments", "message"), [
+    (["--models", "bssnet_x"], "unknown model 'bssnet_x'"),
+    (["--models", "bssnet_t", "--peers", "lraspp"], "unknown peer 'lraspp': torchvision has"),
+    (["--models", "bssnet_t", "--peers", "smp:unet"], "write smp:ARCHITECTURE/ENCODER"),
+    (["--size", "360"], "--size takes height x width, as in 360x480, got '360'"),
+    (["--rounds", "0"], "must be above 0"),
+    (["--device", "cuda:7"], "device 'cuda:7' is unknown or not there"),
+])
+def test_errors(capsys, arguments, message):
+    assert cli.main(["bench", *arguments]) == 2
+    captured = capsys.readouterr()
+    assert message in captured.err and captured.err.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    "name", ["lraspp_mobilenet_v3_large", "deeplabv3_mobilenet_v3_large", "smp:fpn/mobilenetv2_100"])
+def test_peers(name):
+    peer = create_peer(name, 5)
+    images = torch.randn(1, 3, 64, 96)
+    with torch.inference_mode():
+        raw, logits = peer.forward_features(images), peer(images)
+        assert raw.shape[-1] < 96 and logits.shape == (1, 5, 64, 96)
+        if name.startswith("smp"):
+            expected = F.interpolate(raw, scale_factor=96 / raw.shape[-1], mode="bilinear", align_corners=False)
+        else:
+            expected = peer.network(images)["out"]
+    torch.testing.assert_close(logits, expected)
+
+
+@pytest.mark.parametrize("precision", ["float32", "bfloat16", "int8"])
+def test_peaks(precision):
+    from torch.utils.flop_counter import FlopCounterMode
+
+    run = make_peak(precision, CPU)
+    with FlopCounterMode(display=False) as counter, torch.no_grad():
+        run()
+    if precision != "int8":  # which the counter doesn't know
+        assert counter.get_total_flops() == 2 * PEAKS[precision][1]
+
+
+def test_options_name_every_backend(capsys):
+    with pytest.raises(SystemExit):
+        cli.main(["bench", "--help"])
+    out = capsys.readouterr().out
+    assert all(name in out for name in (*BACKENDS, *PEAKS))
+    assert Settings(CPU, 1).rounds == 12 and "default: 12" in out
