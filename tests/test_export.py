@@ -1,0 +1,313 @@
+"""`bssnet-zoo export`: files that answer what the model answers, and say what they are."""
+import json
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from PIL import Image
+from safetensors.torch import save_file
+from test_pretrained import STREET
+from test_train import write_folder
+from torch import nn
+from torchvision.transforms.v2 import functional as TF
+
+import bssnet_zoo
+from bssnet_zoo import cli
+from bssnet_zoo.engine import export
+from bssnet_zoo.engine.export import FORMATS, export_model
+from bssnet_zoo.engine.export_graph import row_strips
+from bssnet_zoo.engine.exported import ExportedModel
+from bssnet_zoo.inference import load_image
+
+onnx, openvino = pytest.importorskip("onnx"), pytest.importorskip("openvino")
+
+PAGE = (Path(__file__).parents[1] / "docs" / "deploy.md").read_text()
+SIZE = (97, 140)
+ANY_SIZE = {"exported-program": [(513, 600), (576, 513)]}  # others: from 64 on, odd and even at every level
+
+
+@pytest.fixture(scope="module")
+def exported(tmp_path_factory):
+    """``exported("bssnet_t", "onnx", ...)``: the pretrained model and the opened file."""
+    made = {}
+
+    def make(variant: str, format: str, **options):
+        key = (variant, format, *options.items())
+        if key not in made:
+            model = bssnet_zoo.create_model(variant, pretrained=True).eval()
+            path = tmp_path_factory.mktemp("files") / f"model{FORMATS[format].suffix}"
+            report = export_model(model, path, format, **options)
+            assert report.path == path and report.same_class > 0.9
+            made[key] = model, ExportedModel(path, threads=1), path
+        return made[key]
+
+    return make
+
+
+def street(size: tuple[int, int]) -> torch.Tensor:
+    """The sample image in 8 bits, (1, H, W, 3)."""
+    return (255 * TF.resize(load_image(STREET), size, antialias=True)).round().byte().permute(1, 2, 0)[None]
+
+
+def normalized(images: torch.Tensor) -> torch.Tensor:
+    return TF.normalize(images.permute(0, 3, 1, 2) / 255, (0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
+
+
+def same(model: nn.Module, exported: ExportedModel, images: torch.Tensor, tolerance: float = 1e-4) -> bool:
+    with torch.inference_mode():
+        expected, logits = model(images), exported(images)
+    return (logits.shape == expected.shape and logits.dtype == torch.float32
+            and (logits - expected).abs().max() < tolerance * expected.abs().max())
+
+
+@pytest.mark.parametrize("format", FORMATS)
+def test_one_size(exported, format):
+    model, file, _ = exported("bssnet_t", format, size=SIZE)
+    assert file.size == list(SIZE) and same(model, file, normalized(street(SIZE)))
+    assert same(model, file, torch.randn(1, 3, *SIZE))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("format", FORMATS)
+def test_any_size(exported, format):
+    model, file, _ = exported("bssnet_b" if format == "onnx" else "bssnet_t", format)
+    assert file.size is None
+    for size in ANY_SIZE.get(format, [(64, 64), (360, 480), (75, 203), (384, 130)]):
+        batch = 1 if format == "exported-program" else 3
+        assert same(model, file, normalized(street(size)).repeat(batch, 1, 1, 1))
+
+
+@pytest.mark.parametrize("format", FORMATS)
+def test_labels_of_8_bit_images(exported, format):
+    model, file, _ = exported("bssnet_t", format, size=SIZE, labels=True, normalize=True)
+    images = street(SIZE)
+    labels = file.run(images)
+    with torch.inference_mode():
+        expected = model(normalized(images)).argmax(1)
+    assert labels.shape == (1, *SIZE) and labels.dtype == torch.uint8
+    assert (labels == expected).float().mean() > 0.999 and len(labels.unique()) > 4
+    assert torch.equal(file(normalized(images)).argmax(1), labels.long())  # as `evaluate` asks
+
+
+def test_labels_hold_no_full_size_logits(exported):
+    def largest(options):
+        *_, path = exported("bssnet_t", "onnx", size=SIZE, **options)
+        graph = onnx.shape_inference.infer_shapes(onnx.load(path), data_prop=True).graph
+        values = (*graph.value_info, *graph.output)
+        shapes = [[d.dim_value for d in value.type.tensor_type.shape.dim] for value in values]
+        return max(shape[2] for shape in shapes if len(shape) == 4 and shape[1] == 11 and shape[3] == SIZE[1])
+
+    assert largest({}) == SIZE[0] and largest(dict(labels=True, normalize=True)) == 64
+
+
+@pytest.mark.parametrize(("rows", "height"), [(13, 97), (45, 360), (1, 5), (128, 1024), (9, 64)])
+def test_row_strips_are_the_resize(rows, height):
+    x = torch.randn(1, 3, rows, 4)
+    strips = torch.cat([matrix @ x[:, :, first:last] for first, last, matrix in row_strips(rows, height)], dim=2)
+    torch.testing.assert_close(strips, F.interpolate(x, size=(height, 4), mode="bilinear", align_corners=True))
+
+
+def test_raw(exported):
+    model, file, _ = exported("bssnet_t", "torchscript", raw=True)
+    images = torch.randn(1, 3, *SIZE)
+    with torch.inference_mode():
+        expected = model.forward_head(model.forward_features(images))
+        torch.testing.assert_close(file(images), expected, rtol=1e-3, atol=1e-3)
+
+
+@pytest.mark.parametrize(("format", "precision"), [
+    (format, precision) for format, kind in FORMATS.items() for precision in kind.precisions
+    if precision not in ("float32", "int8")])
+def test_half_precision(exported, format, precision):
+    model, file, path = exported("bssnet_t", format, size=SIZE, precision=precision)
+    *_, whole = exported("bssnet_t", format, size=SIZE)
+    sizes = [p.with_suffix(".bin") if format == "openvino" else p for p in (path, whole)]
+    assert sizes[0].stat().st_size < 0.6 * sizes[1].stat().st_size
+    assert same(model, file, normalized(street(SIZE)), 0.1 if precision == "bfloat16" else 0.01)
+
+
+@pytest.fixture(scope="module")
+def pictures(tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("pictures")
+    image = TF.to_pil_image(load_image(STREET))
+    for i in range(3):
+        image.crop((60 * i, 0, 60 * i + 300, 300)).save(folder / f"{i}.png")
+    return folder
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("format", "options"), [
+    ("onnx", dict(size=SIZE, labels=True, normalize=True)), ("onnx", {}), ("openvino", dict(size=SIZE))])
+def test_int8(exported, pictures, format, options):
+    pytest.importorskip("nncf")
+    model, file, path = exported("bssnet_t", format, precision="int8", calibration=pictures, **options)
+    images = street(SIZE)
+    with torch.inference_mode():
+        agree = (file(normalized(images)).argmax(1) == model(normalized(images)).argmax(1)).float().mean()
+    assert 0.9 < agree < 1
+    weights = path if format == "onnx" else path.with_suffix(".bin")
+    assert weights.stat().st_size < 0.3 * 4 * 8.4e6  # a byte instead of four for each parameter
+    if format == "onnx":
+        graph = onnx.load(path).graph
+        makers = {name: node.op_type for node in graph.node for name in node.output}
+        quantised = {node.name: makers.get(node.input[1]) == "DequantizeLinear"
+                     for node in graph.node if node.op_type == "Conv"}
+        assert len(quantised) == 63
+        assert all(done != ("attention" in name) for name, done in quantised.items())
+
+
+@pytest.mark.parametrize("format", FORMATS)
+def test_says_what_it_is(exported, format):
+    model, file, path = exported("bssnet_t", format, size=SIZE, labels=True, normalize=True)
+    said = {key: value if key in ("model", "precision", "bssnet_zoo") else json.loads(value)
+            for key, value in file.metadata.items()}
+    classes = bssnet_zoo.class_info(model)
+    assert said.pop("mean") == pytest.approx(model.pretrained_cfg["mean"])
+    assert said.pop("std") == pytest.approx(model.pretrained_cfg["std"])
+    assert said == {
+        "model": "bssnet_t.camvid", "class_names": list(classes.names), "palette": list(classes.hex_palette),
+        "size": list(SIZE), "precision": "float32", "labels": True, "normalize": True, "raw": False,
+        "bssnet_zoo": bssnet_zoo.__version__}
+    if format == "onnx":
+        onnx_model = onnx.load(path)
+        onnx.checker.check_model(onnx_model, full_check=True)
+        assert not any(node.metadata_props for node in onnx_model.graph.node)
+
+
+def test_axes_have_names(exported):
+    *_, path = exported("bssnet_b", "onnx")
+    graph = onnx.load(path).graph
+    shapes = [[d.dim_param or d.dim_value for d in value.type.tensor_type.shape.dim]
+              for value in (graph.input[0], graph.output[0])]
+    assert shapes == [["batch", 3, "height", "width"], ["batch", 11, "height", "width"]]
+
+
+def test_leaves_the_model_as_it_is(tiny, tmp_path):
+    before = {name: value.clone() for name, value in tiny.train().state_dict().items()}
+    export_model(tiny, tmp_path / "a.torchscript", "torchscript")
+    assert tiny.training and all(torch.equal(value, before[name]) for name, value in tiny.state_dict().items())
+    deployed = bssnet_zoo.deploy(tiny)
+    images = torch.randn(1, 3, 64, 96)
+    report = export_model(deployed, tmp_path / "b.pt2", "exported-program", (64, 96))
+    assert report.max_difference < 1e-4
+    assert torch.equal(*(ExportedModel(tmp_path / name)(images).argmax(1) for name in ("a.torchscript", "b.pt2")))
+
+
+class Unknown(nn.Module):
+    """Scriptable, but no operator of ONNX."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x + torch.linalg.matrix_exp(x[..., :2, :2]).sum()
+
+
+def test_unsupported_operator(tiny, tmp_path):
+    deployed = bssnet_zoo.deploy(tiny)
+    deployed.decoder.refine = nn.Sequential(Unknown(), *deployed.decoder.refine)
+    with pytest.raises(RuntimeError, match="this model can't become onnx: .+") as caught:
+        export_model(deployed, tmp_path / "a.onnx", size=(64, 64))
+    assert "\n" not in str(caught.value) and not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("format", ["openvino", "torchscript"])
+def test_other_answers_are_not_kept(exported, tiny, format, tmp_path, monkeypatch):
+    path = tmp_path / f"a{FORMATS[format].suffix}"
+    path.write_text("what was there")
+    monkeypatch.setattr(export, "compare", lambda *args: (0.01, 1.))
+    with pytest.raises(RuntimeError, match="not written, its answers are not those of the model: .*1.0e-02"):
+        export_model(tiny, path, format, (64, 64))
+    assert path.read_text() == "what was there" and list(tmp_path.iterdir()) == [path]
+
+
+@pytest.mark.parametrize(("package", "format", "precision"), [
+    ("onnx", "onnx", "float32"), ("onnxruntime", "onnx", "float32"), ("onnxscript", "openvino", "float32"),
+    ("openvino", "openvino", "float32"), ("nncf", "openvino", "int8")])
+def test_missing_package(tiny, pictures, package, format, precision, tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, package, None)
+    with pytest.raises(RuntimeError, match=rf"needs {package}.*pip install 'bssnet_zoo\[export\]'"):
+        export_model(tiny, tmp_path / f"a{FORMATS[format].suffix}", format, precision=precision, calibration=pictures)
+
+
+@pytest.mark.parametrize(("make", "options", "message"), [
+    (nn.Identity, {}, "takes a BSSNet with classes, got Identity"),
+    (lambda: bssnet_zoo.BSSNet(0, dim=8), {}, "got BSSNet with num_classes=0"),
+    (lambda: bssnet_zoo.BSSNet(257, dim=8), dict(labels=True), "256 classes at most, the model has 257"),
+    (lambda: bssnet_zoo.BSSNet(in_chans=4, dim=8), {}, "mean and std of 3 channels, the model takes 4"),
+    (None, dict(format="tflite"), "unknown format 'tflite': there are onnx, openvino"),
+    (None, dict(precision="bfloat16"), "onnx files hold float32, float16, int8, not bfloat16"),
+    (None, dict(format="openvino", path="a.xml", precision="bfloat16"), "run it with INFERENCE_PRECISION_HINT"),
+    (None, dict(format="torchscript", path="a.torchscript", precision="int8"), "hold float32, bfloat16, float16, not"),
+    (None, dict(format="openvino"), r"must end in \.xml, got .*a.onnx"),
+    (None, dict(size=[360]), r"size must be height and width of 32 or more, got \[360\]"),
+    (None, dict(size=(31, 64)), "of 32 or more, got .31, 64."),
+    (None, dict(precision="int8"), "int8 needs a calibration folder"),
+    (None, dict(precision="int8", calibration="nowhere"), "calibration images not found: nowhere"),
+    (None, dict(precision="int8", calibration="empty"), "no images in empty"),
+])
+def test_refusals(tiny, make, options, message, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "empty").mkdir()
+    options = {"path": "a.onnx", **options}
+    with pytest.raises(ValueError, match=message):
+        export_model(make() if make else tiny, **options)
+    assert [path.name for path in tmp_path.iterdir()] == ["empty"]
+
+
+def test_no_exported_file(tmp_path):
+    with pytest.raises(ValueError, match="its name must end in .onnx, .xml, .torchscript, .pt2"):
+        ExportedModel(tmp_path / "a.pth")
+    with pytest.raises(FileNotFoundError, match="exported file not found"):
+        ExportedModel(tmp_path / "a.onnx")
+    torch.jit.script(nn.ReLU()).save(tmp_path / "a.torchscript")
+    with pytest.raises(ValueError, match="was not made by 'bssnet-zoo export'"):
+        ExportedModel(tmp_path / "a.torchscript")
+
+
+def test_command_line(tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    data = write_folder(tmp_path / "data", train=1, val=2)
+    model = bssnet_zoo.create_model("bssnet_t", num_classes=3)
+    save_file({name: value.contiguous() for name, value in model.state_dict().items()}, "mine.safetensors")
+    common = ["export", "--checkpoint", "mine.safetensors", "--format", "torchscript", "--size", "64x96"]
+    assert cli.main([*common, "--data", data]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert re.fullmatch(r"bssnet_t\.torchscript: largest difference .* same class at 100\.000 % .*", lines[0])
+    miou = re.fullmatch(rf"mIoU before (\S+), after (\S+) \(\+0\.000\), 2 images of {re.escape(data)}", lines[1])
+    assert miou[1] == miou[2]
+    assert json.loads(ExportedModel("bssnet_t.torchscript").metadata["class_names"]) == ["sky", "road", "car"]
+    assert cli.main(["eval", "--checkpoint", "bssnet_t.torchscript", "--data", data, "--workers", "0"]) == 0
+    assert re.search(rf"mIoU +{miou[2]}", capsys.readouterr().out)
+
+    Path("file").touch()
+    for args, message in (
+            (["--out", "file/a.torchscript"], "file"), (["--precision", "int8"], "torchscript files hold"),
+            (["--model", "bssnet_x"], "unknown model 'bssnet_x'"), (["--checkpoint", "no.pth"], "no.pth")):
+        assert cli.main([*common, *args]) == 2
+        error = capsys.readouterr().err.strip()
+        assert error.startswith("bssnet-zoo: error: ") and message in error and len(error.splitlines()) == 1
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("heading", ["ONNX Runtime", "OpenVINO"])
+def test_page_runs_without_torch(heading, tmp_path):
+    """The page's command makes the file, the page's code runs it."""
+    section = PAGE.split(f"\n### {heading}\n")[1].split("\n### ")[0]
+    command = re.search(r"```bash\nbssnet-zoo (.*)\n```", section)[1]
+    code = re.search(r"```python\n(.*?)```", section, flags=re.DOTALL)[1]
+    assert len(code.splitlines()) <= 22 and "torch" not in code and "bssnet_zoo" not in code
+    shutil.copy(STREET, tmp_path)
+    assert subprocess.run([sys.executable, "-m", "bssnet_zoo", *command.split()], cwd=tmp_path,
+                          env={"PYTHONPATH": str(Path(__file__).parents[1]), "PATH": ""}).returncode == 0
+    (tmp_path / "run.py").write_text("import sys\nsys.modules['torch'] = sys.modules['bssnet_zoo'] = None\n" + code)
+    result = subprocess.run([sys.executable, "run.py"], cwd=tmp_path, capture_output=True, text=True)
+    assert result.returncode == 0, result.stderr
+    labels = np.asarray(Image.open(tmp_path / "labels.png"))
+    model = bssnet_zoo.create_model("bssnet_t", pretrained=True)
+    assert (labels == bssnet_zoo.predict(model, STREET).labels).mean() > 0.999
+    road = re.search(r"road +([\d.]+)%", result.stdout)[1]
+    assert float(road) == pytest.approx(100 * (labels == 3).mean(), abs=0.1)
