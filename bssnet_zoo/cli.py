@@ -22,6 +22,7 @@ from .models.verify import verify_weights
 
 __all__ = ["main"]
 
+
 def parse_size(text: str) -> list[int]:
     """``720`` is the shorter side, ``360x480`` is height and width."""
     return [int(number) for number in text.lower().split("x")]

@@ -1,8 +1,7 @@
 """What BSSNet is trained with: OHEM cross-entropy, boundary loss, and their sum with the reconstruction of the image.
 
-Cross-entropies are of logits resized to the size of the labels, yet the resized logits never exist as a whole: they
-are made, used and forgotten a few rows at a time, once forward and once backward. Everything is computed in float32,
-under autocast too (float64 stays float64).
+Cross-entropies are of logits resized to the size of the labels, which `resized_losses` does without ever holding them
+as a whole. Everything is computed in float32, under autocast too (float64 stays float64).
 """
 import math
 from collections.abc import Sequence
@@ -11,186 +10,12 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from torch import nn
-from torch.autograd.function import once_differentiable
 
 from .data.edges import edge_map
+from .resized_losses import HardNLL, ResizedL1, WeightedBCE, at_least_float32, resize, resized_nll
 
 __all__ = ["BSSNetLoss", "BSSNetLosses", "BoundaryLoss", "OhemCrossEntropyLoss", "PlainLoss"]
-
-# Resized logits made at a time, in numbers: what stays in the caches of a CPU; an accelerator wants fewer launches.
-CPU_STRIP = 2 ** 19
-ACCELERATOR_STRIP = 2 ** 25
-
-
-def at_least_float32(x: torch.Tensor) -> torch.Tensor:
-    return x.to(torch.promote_types(x.dtype, torch.float32))
-
-
-def resize(x: torch.Tensor, size: Sequence[int], align_corners: bool = True) -> torch.Tensor:
-    """(N, C, h, w) resized to ``size`` (H, W), bilinear."""
-    x = at_least_float32(x)
-    if x.shape[-2:] == tuple(size):
-        return x
-    return F.interpolate(x, size=tuple(size), mode="bilinear", align_corners=align_corners)
-
-
-def interpolation_matrix(size: int, new_size: int, align_corners: bool, dtype: torch.dtype) -> torch.Tensor:
-    """Linear interpolation of ``size`` values to ``new_size``, as a (new_size, size) matrix."""
-    identity = torch.eye(size, dtype=dtype)[None]
-    return F.interpolate(identity, size=new_size, mode="linear", align_corners=align_corners)[0].T.contiguous()
-
-
-class RowStrip(NamedTuple):
-    """Some rows of the resized map, the rows of the small map that they come from, and the matrix between them."""
-
-    rows: slice
-    source: slice
-    weights: torch.Tensor
-
-
-def row_strips(logits: torch.Tensor, size: Sequence[int], align_corners: bool) -> list[RowStrip]:
-    """Cuts the vertical half of a bilinear resize into strips."""
-    elements = CPU_STRIP if logits.device.type == "cpu" else ACCELERATOR_STRIP
-    step = max(1, elements // (logits.shape[0] * logits.shape[1] * size[1]))
-    matrix = interpolation_matrix(logits.shape[2], size[0], align_corners, logits.dtype)
-    strips = []
-    for start in range(0, size[0], step):
-        rows = slice(start, min(start + step, size[0]))
-        used = matrix[rows].any(0).nonzero().flatten().tolist()
-        source = slice(used[0], used[-1] + 1)
-        strips.append(RowStrip(rows, source, matrix[rows, source].to(logits.device)))
-    return strips
-
-
-class ResizedNLL(torch.autograd.Function):
-    """Negative log-likelihood (N, H, W) of each pixel of bilinearly resized logits (N, C, h, w)."""
-
-    @staticmethod
-    def forward(ctx, logits: torch.Tensor, target: torch.Tensor, align_corners: bool) -> torch.Tensor:
-        size = target.shape[-2:]
-        columns = interpolation_matrix(logits.shape[3], size[1], align_corners, logits.dtype).to(logits.device)
-        ctx.strips = row_strips(logits, size, align_corners)
-        ctx.save_for_backward(logits, target, columns)
-        nll = logits.new_empty(target.shape)
-        with torch.autocast(logits.device.type, enabled=False):
-            wide = logits @ columns.T
-            for rows, source, weights in ctx.strips:
-                log_prob = F.log_softmax(weights @ wide[:, :, source], dim=1)
-                nll[:, rows] = log_prob.gather(1, target[:, None, rows]).squeeze(1).neg_()
-        return nll
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx, grad: torch.Tensor) -> tuple[torch.Tensor, None, None]:
-        logits, target, columns = ctx.saved_tensors
-        with torch.autocast(logits.device.type, enabled=False):
-            wide = logits @ columns.T
-            grad_wide = torch.zeros_like(wide)
-            for rows, source, weights in ctx.strips:
-                strip_grad = grad[:, None, rows]
-                prob = torch.softmax(weights @ wide[:, :, source], dim=1)
-                grad_logits = prob.mul_(strip_grad).scatter_add_(1, target[:, None, rows], -strip_grad)
-                grad_wide[:, :, source] += weights.T @ grad_logits
-            return grad_wide @ columns, None, None
-
-
-class HardNLL(torch.autograd.Function):
-    """Sum of the negative log-likelihoods of the hard pixels of resized logits, and their number, in one go.
-
-    Hard are those whose true class has a probability below ``threshold``, of the pixels that are not ignored. The
-    gradient is made on the way, from the same softmax.
-    """
-
-    @staticmethod
-    def forward(
-            ctx,
-            logits: torch.Tensor,
-            target: torch.Tensor,
-            ignored: torch.Tensor,
-            threshold: float,
-            align_corners: bool,
-    ) -> tuple[torch.Tensor, torch.Tensor]:
-        total, count = logits.new_zeros(()), torch.zeros((), dtype=torch.int64, device=logits.device)
-        with torch.autocast(logits.device.type, enabled=False):
-            columns = interpolation_matrix(
-                logits.shape[3], target.shape[2], align_corners, logits.dtype).to(logits.device)
-            wide = logits @ columns.T
-            grad_wide = torch.zeros_like(wide)
-            for rows, source, weights in row_strips(logits, target.shape[-2:], align_corners):
-                index = target[:, None, rows]
-                log_prob = F.log_softmax(weights @ wide[:, :, source], dim=1)
-                nll = log_prob.gather(1, index).neg_()
-                hard = ((nll > negative_log(threshold)) & ~ignored[:, None, rows]).to(nll.dtype)
-                total += torch.vdot(nll.flatten(), hard.flatten())
-                count += hard.count_nonzero()
-                grad_logits = log_prob.exp_().mul_(hard).scatter_add_(1, index, hard.neg_())
-                grad_wide[:, :, source] += weights.T @ grad_logits
-            ctx.save_for_backward(grad_wide @ columns)
-        ctx.mark_non_differentiable(count)
-        return total, count
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx, grad: torch.Tensor, _: torch.Tensor) -> tuple[torch.Tensor, None, None, None, None]:
-        return grad * ctx.saved_tensors[0], None, None, None, None
-
-
-class ResizedL1(torch.autograd.Function):
-    """Mean absolute difference of images (N, C, H, W) from a bilinearly resized map (N, C, h, w), align_corners."""
-
-    @staticmethod
-    def forward(ctx, x: torch.Tensor, images: torch.Tensor) -> torch.Tensor:
-        total = x.new_zeros(())
-        with torch.autocast(x.device.type, enabled=False):
-            columns = interpolation_matrix(x.shape[3], images.shape[3], True, x.dtype).to(x.device)
-            wide = x @ columns.T
-            grad_wide = torch.zeros_like(wide)
-            for rows, source, weights in row_strips(x, images.shape[-2:], align_corners=True):
-                difference = (weights @ wide[:, :, source]).sub_(images[:, :, rows])
-                total += torch.linalg.vector_norm(difference, 1)
-                grad_wide[:, :, source] += weights.T @ difference.sign_()
-            ctx.save_for_backward(grad_wide @ columns / images.numel())
-        return total / images.numel()
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx, grad: torch.Tensor) -> tuple[torch.Tensor, None]:
-        return grad * ctx.saved_tensors[0], None
-
-
-class WeightedBCE(torch.autograd.Function):
-    """Mean over pixels of weighted binary cross-entropy with logits: PyTorch's in a third of its time on a CPU.
-
-    PyTorch's log1p takes ten times as long as log, which is as good here: the other terms have the size of 1.
-    """
-
-    @staticmethod
-    def forward(ctx, logits: torch.Tensor, target: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
-        losses = logits.abs().neg_().exp_().add_(1).log_().add_(logits.clamp(min=0)).sub_(logits * target)
-        ctx.save_for_backward(logits.sigmoid().sub_(target).mul_(weights).div_(logits.numel()))
-        return losses.mul_(weights).mean()
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx, grad: torch.Tensor) -> tuple[torch.Tensor, None, None]:
-        return grad * ctx.saved_tensors[0], None, None
-
-
-def resized_nll(logits: torch.Tensor, target: torch.Tensor, align_corners: bool = True) -> torch.Tensor:
-    """Cross-entropy of each pixel, unweighted.
-
-    Args:
-        logits: (N, C, h, w), resized to the size of ``target``, bilinear.
-        target: Class ids (N, H, W), int64, none of them outside the classes.
-        align_corners: Of the resize.
-
-    Returns:
-        (N, H, W).
-    """
-    return ResizedNLL.apply(at_least_float32(logits).contiguous(), target, align_corners)
-
 
 def negative_log(probability: float) -> float:
     return -math.log(probability) if probability else math.inf
@@ -198,10 +23,15 @@ def negative_log(probability: float) -> float:
 
 def kth_largest(values: torch.Tensor, index: int) -> torch.Tensor:
     """Element ``index`` (from 0) of ``values`` in descending order, without sorting them."""
-    if values.device.type == "cpu":  # numpy's selection takes a tenth of the time of torch's
-        place = values.numel() - 1 - index
-        return values.new_tensor(np.partition(values.flatten().numpy(), place)[place])
-    return values.flatten().topk(index + 1).values[-1]
+    if values.device.type != "cpu":
+        return torch_kth_largest(values, index)
+    place = values.numel() - 1 - index
+    return values.new_tensor(np.partition(values.flatten().numpy(), place)[place])
+
+
+def torch_kth_largest(values: torch.Tensor, index: int) -> torch.Tensor:
+    """What `kth_largest` is, on any device; on a CPU numpy's selection takes a tenth of the time."""
+    return values.flatten().kthvalue(values.numel() - index).values
 
 
 def hard_pixels(nll: torch.Tensor, ignored: torch.Tensor, threshold: float, min_kept: int) -> torch.Tensor:
@@ -303,6 +133,11 @@ def pixel_weights(target: torch.Tensor, class_weights: torch.Tensor | None, num_
 def mean_over(kept: torch.Tensor, losses: torch.Tensor, weights: torch.Tensor | float) -> torch.Tensor:
     """Mean of weighted losses over the kept pixels, by their count; without any 0, still attached to the graph."""
     return (losses * (weights * kept)).sum() / kept.count_nonzero().clamp(min=1)
+
+
+def attached_zero(x: torch.Tensor) -> torch.Tensor:
+    """0, with a gradient of 0 for ``x`` whatever is in it: distributed training waits for every gradient."""
+    return at_least_float32(x[:0]).sum()
 
 
 class OhemCrossEntropyLoss(nn.Module):
@@ -433,10 +268,10 @@ class BSSNetLoss(nn.Module):
         ignore_index: Label of pixels without a class.
         min_kept: Pixels of a batch that ``seg`` and ``seg_border`` keep at least.
         aux_min_kept: Pixels of an image that ``aux3`` and ``aux4`` keep at least.
-        loss_weights: Factors of the six, in the order of `BSSNetLosses`.
+        loss_weights: Factors of the six, in the order of `BSSNetLosses`. What has 0 isn't computed.
 
     Raises:
-        ValueError: A negative number or class weight, another number of loss weights.
+        ValueError: A negative number or class weight, loss weights that aren't six or all 0.
     """
 
     threshold = 0.9
@@ -454,9 +289,10 @@ class BSSNetLoss(nn.Module):
         super().__init__()
         check_ohem(self.threshold, min_kept)
         check_ohem(self.aux_threshold, aux_min_kept)
-        if len(loss_weights) != len(BSSNetLosses._fields) or min(loss_weights) < 0:
-            raise ValueError(f"loss_weights must be 0 or more for each of {', '.join(BSSNetLosses._fields)}, got "
-                             f"{tuple(loss_weights)}")
+        if (len(loss_weights) != len(BSSNetLosses._fields) or not any(loss_weights)
+                or not all(0 <= weight < math.inf for weight in loss_weights)):
+            raise ValueError(f"loss_weights must be 0 or more for each of {', '.join(BSSNetLosses._fields)}, finite "
+                             f"and not all 0, got {tuple(loss_weights)}")
         self.loss_weights = BSSNetLosses(*loss_weights)
         self.ignore_index = ignore_index
         self.min_kept = min_kept
@@ -488,18 +324,21 @@ class BSSNetLoss(nn.Module):
             raise ValueError(f"images must be (N, in_chans, H, W) = {expected} with these labels and this output, got "
                              f"{tuple(images.shape)}")
         border = resize(output.border, labels.shape[1:])
-        seg, seg_border = self._seg_losses(output.seg, border.detach(), target, ignored)
-        padding = reduce(torch.logical_and, [channel == 0 for channel in images.unbind(1)], ignored)
-        edges = edge_map(labels, self.ignore_index).masked_fill_(padding, 255)
-        losses = BSSNetLosses(
-            seg=seg,
-            seg_border=seg_border,
-            border=self.boundary(border, edges),
-            spatial=ResizedL1.apply(at_least_float32(output.spatial).contiguous(), images),
-            aux3=self._aux_loss(output.aux[0], target, ignored),
-            aux4=self._aux_loss(output.aux[1], target, ignored),
-        )
-        return BSSNetLosses(*(loss * weight for loss, weight in zip(losses, self.loss_weights, strict=True)))
+        weights = self.loss_weights
+        seg, seg_border, boundary, spatial, aux3, aux4 = [None] * 6
+        if weights.seg or weights.seg_border:
+            seg, seg_border = self._seg_losses(output.seg, border.detach(), target, ignored)
+        if weights.border:
+            padding = reduce(torch.logical_and, [channel == 0 for channel in images.unbind(1)], ignored)
+            boundary = self.boundary(border, edge_map(labels, self.ignore_index).masked_fill_(padding, 255))
+        if weights.spatial:
+            spatial = ResizedL1.apply(at_least_float32(output.spatial).contiguous(), images)
+        if weights.aux3 or weights.aux4:
+            aux3, aux4 = self._aux_losses(output.aux, target, ignored)
+        losses = (seg, seg_border, boundary, spatial, aux3, aux4)
+        maps = (output.seg, output.seg, output.border, output.spatial, *output.aux)
+        return BSSNetLosses(*(loss * weight if weight else attached_zero(x)
+                              for loss, weight, x in zip(losses, weights, maps, strict=True)))
 
     def _seg_losses(
             self,
@@ -515,15 +354,25 @@ class BSSNetLoss(nn.Module):
         kept_border = hard_pixels(nll, ignored | no_border, self.threshold, self.min_kept)
         return mean_over(kept, nll, weights), mean_over(kept_border, nll, weights)
 
-    def _aux_loss(self, logits: torch.Tensor, target: torch.Tensor, ignored: torch.Tensor) -> torch.Tensor:
-        pixels, valid = target.numel(), target.numel() - int(ignored.count_nonzero())
-        total, num_hard = HardNLL.apply(
-            at_least_float32(logits).contiguous(), target, ignored, self.aux_threshold, False)
-        if num_hard > min(self.aux_min_kept * len(target), valid - 1):
-            return total / pixels
-        nll = resized_nll(logits, target, align_corners=False)
-        kept = hard_pixels(nll, ignored, self.aux_threshold, self.aux_min_kept * len(target))
-        return (nll * kept).mean()
+    def _aux_losses(
+            self,
+            heads: Sequence[torch.Tensor],
+            target: torch.Tensor,
+            ignored: torch.Tensor,
+    ) -> list[torch.Tensor]:
+        threshold, min_kept = negative_log(self.aux_threshold), self.aux_min_kept * len(target)
+        totals, counts = zip(*(
+            HardNLL.apply(at_least_float32(logits).contiguous(), target, ignored, threshold, False)
+            for logits in heads), strict=True)
+        *counts, num_ignored = torch.stack([*counts, ignored.count_nonzero()]).tolist()
+        losses = []
+        for logits, total, num_hard in zip(heads, totals, counts, strict=True):
+            if num_hard > min(min_kept, target.numel() - num_ignored - 1):
+                losses.append(total / target.numel())
+            else:
+                nll = resized_nll(logits, target, align_corners=False)
+                losses.append((nll * hard_pixels(nll, ignored, self.aux_threshold, min_kept)).mean())
+        return losses
 
 
 class PlainLoss(OhemCrossEntropyLoss):

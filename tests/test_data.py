@@ -297,6 +297,11 @@ class TestReproducibility:
         for image, label in augmented.files:
             image.unlink(), label.unlink()
         assert len(self.batches(augmented, 0, number=8)) == 8
+        augmented.transform = None
+        expected = augmented[0][0].clone()
+        for tensor in augmented[0]:
+            tensor.zero_()  # the caller's own
+        assert torch.equal(augmented[0][0], expected) and augmented[0][1].any()
 
     def test_negative_index(self, augmented):
         assert torch.equal(augmented[-1][0], augmented[4][0])

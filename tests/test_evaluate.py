@@ -170,6 +170,7 @@ def test_saved_for_cityscapes_test_server(tmp_path):
 @pytest.mark.parametrize("options, message", [
     ({"model": Pixelwise(4)}, "the model has 4 classes, the data set 3"),
     ({"scales": (1., 0.)}, "scales must be more than 0, got 0"),
+    ({"sliding_window": (0, 0)}, r"sliding_window must be 32 or more high and wide, got \(0, 0\)"),
 ])
 def test_refused(folder, options, message):
     with pytest.raises(ValueError, match=message):
@@ -192,6 +193,7 @@ class TestCommand:
         (["--data", "FOLDER"], "the model has 11 classes, the data set 3"),
         (["--data", "FOLDER", "--model", "bssnet_t.pidnet_in1k"], "has no trained classifier"),
         (["--data", "FOLDER", "--sliding-window", "3"], "height and width, or nothing"),
+        (["--data", "FOLDER", "--model", "smp:unet/resnet18"], "has no pretrained weights: give a checkpoint"),
     ])
     def test_errors(self, folder, args, message, capsys):
         args = [folder if arg == "FOLDER" else arg for arg in args]

@@ -8,6 +8,7 @@ import torch.nn.functional as F
 
 import bssnet_zoo
 from bssnet_zoo.layers import LUAFM, PAPPM, UMF
+from bssnet_zoo.layers.fusion import channel_statistics
 
 
 def statistics(maps):
@@ -39,6 +40,12 @@ def test_umf_without_weights_is_a_plain_sum():
     expected = maps[0] + fuse.convs[1](F.interpolate(maps[1], size=(6, 8))) + maps[2]
     torch.testing.assert_close(fuse(maps), expected)
     torch.testing.assert_close(torch.jit.script(fuse)(maps), expected)
+
+
+def test_statistics_of_wide_maps_in_float16():
+    """The sum over 512 channels of 130 is more than float16 holds, their mean is not."""
+    maps = torch.full((1, 512, 2, 3), 130.).half()
+    assert channel_statistics([maps]).equal(torch.full((1, 2, 2, 3), 130.).half())
 
 
 def test_umf_has_the_published_parameters():

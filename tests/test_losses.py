@@ -9,7 +9,7 @@ from conftest import GOLDEN, filled, image
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import bssnet_zoo
-from bssnet_zoo import BoundaryLoss, BSSNetLoss, BSSNetOutput, OhemCrossEntropyLoss, losses
+from bssnet_zoo import BoundaryLoss, BSSNetLoss, BSSNetOutput, OhemCrossEntropyLoss, losses, resized_losses
 from bssnet_zoo.data.classes import CITYSCAPES
 from bssnet_zoo.data.edges import edge_map
 from bssnet_zoo.losses import PlainLoss, resized_nll
@@ -133,7 +133,7 @@ def plain_bssnet_losses(output, images, labels, class_weights, min_kept, aux_min
     return found
 
 
-def random_case(size=(45, 61), num_classes=5, confidence=8., seed=0):
+def random_case(size=(45, 61), num_classes=5, confidence=8., seed=0, dtype=torch.float64):
     """Maps of a network that is right most of the time, its images and labels."""
     generator = torch.Generator().manual_seed(seed)
     height, width = size
@@ -148,11 +148,11 @@ def random_case(size=(45, 61), num_classes=5, confidence=8., seed=0):
 
     def logits(stride):
         x = noise(num_classes, stride)
-        return (x + confidence * F.interpolate(onehot, size=x.shape[2:], mode="area")).requires_grad_()
+        return (x + confidence * F.interpolate(onehot, size=x.shape[2:], mode="area")).to(dtype).requires_grad_()
 
-    output = BSSNetOutput(
-        logits(8), (2 * noise(1, 8)).requires_grad_(), noise(3, 8).requires_grad_(), (logits(16), logits(32)))
-    return output, noise(3, 1), labels
+    output = BSSNetOutput(logits(8), (2 * noise(1, 8)).to(dtype).requires_grad_(),
+                          noise(3, 8).to(dtype).requires_grad_(), (logits(16), logits(32)))
+    return output, noise(3, 1).to(dtype), labels
 
 
 def leaves(output):
@@ -162,15 +162,16 @@ def leaves(output):
 @pytest.mark.parametrize("min_kept", [0, 30, 1000, 3000, 131072])
 @pytest.mark.parametrize("size, confidence", [((45, 61), 8.), ((64, 96), 0.), ((33, 40), 30.)])
 @pytest.mark.parametrize("strip", [2 ** 10, 2 ** 19])
-def test_same_as_the_obvious_way(monkeypatch, min_kept, size, confidence, strip):
-    monkeypatch.setattr(losses, "CPU_STRIP", strip)
-    output, images, labels = random_case(size, confidence=confidence)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_same_as_the_obvious_way(monkeypatch, min_kept, size, confidence, strip, dtype):
+    monkeypatch.setattr(resized_losses, "CPU_STRIP", strip)
+    output, images, labels = random_case(size, confidence=confidence, dtype=dtype)
     class_weights = torch.tensor([0.5, 1., 2., 0., 1.5])
     criterion = BSSNetLoss(class_weights, min_kept=min_kept, aux_min_kept=min_kept // 2)
     found = criterion(output, images, labels)
-    expected = plain_bssnet_losses(output, images, labels, class_weights.double(), min_kept, min_kept // 2)
+    expected = plain_bssnet_losses(output, images, labels, class_weights.to(dtype), min_kept, min_kept // 2)
     # The weights of the boundary loss are shares in float32, images are compared in float32.
-    torch.testing.assert_close(torch.stack([*found]).double(), torch.stack(expected), rtol=1e-5, atol=1e-9)
+    torch.testing.assert_close(torch.stack([*found]).to(dtype), torch.stack(expected), rtol=1e-5, atol=1e-9)
     found_grads = torch.autograd.grad(found.total, leaves(output))
     expected_grads = torch.autograd.grad(sum(expected), leaves(output))
     for found_grad, expected_grad in zip(found_grads, expected_grads, strict=True):
@@ -186,7 +187,7 @@ def test_the_cases_above_cover_every_regime_of_min_kept():
 @pytest.mark.parametrize("align_corners", [True, False])
 @pytest.mark.parametrize("size, new_size", [((3, 4), (8, 6)), ((5, 5), (5, 5)), ((7, 6), (3, 4)), ((1, 1), (4, 3))])
 def test_gradient_of_resized_nll(monkeypatch, size, new_size, align_corners):
-    monkeypatch.setattr(losses, "CPU_STRIP", 60)
+    monkeypatch.setattr(resized_losses, "CPU_STRIP", 60)
     torch.manual_seed(0)
     logits = torch.randn(2, 3, *size, dtype=torch.float64, requires_grad=True)
     target = torch.randint(3, (2, *new_size))
@@ -209,7 +210,7 @@ class LargestResult(TorchDispatchMode):
 
 
 def test_resized_logits_never_exist_as_a_whole(monkeypatch):
-    monkeypatch.setattr(losses, "CPU_STRIP", 2 ** 12)
+    monkeypatch.setattr(resized_losses, "CPU_STRIP", 2 ** 12)
     logits = torch.randn(2, 19, 4, 4, requires_grad=True)
     with LargestResult() as largest:
         OhemCrossEntropyLoss()(logits, torch.randint(19, (2, 64, 64))).backward()
@@ -226,17 +227,23 @@ def test_selects_only_if_too_few_pixels_are_hard(monkeypatch):
     assert selections == [50]
 
 
-def test_kth_largest():
+@pytest.mark.parametrize("kth_largest", [losses.kth_largest, losses.torch_kth_largest])
+def test_kth_largest(kth_largest):
     values = torch.rand(7, 11)
     for index in (0, 30, 76):
-        assert losses.kth_largest(values, index) == values.flatten().sort(descending=True).values[index]
+        assert kth_largest(values, index) == values.flatten().sort(descending=True).values[index]
+
+
+def test_l1_of_a_large_image():
+    """No digits are lost to the sum: in float32 one running sum over a million numbers would lose three of them."""
+    spatial, images = torch.rand(1, 1, 16, 16), torch.rand(1, 1, 1024, 1024) + 1
+    expected = (plain_resize(spatial.double(), images.shape[2:]) - images.double()).abs().mean()
+    found = resized_losses.ResizedL1.apply(spatial, images)
+    assert found.item() == pytest.approx(expected.item(), rel=1e-6)
 
 
 def test_autocast_changes_nothing():
-    output, images, labels = random_case()
-    output = BSSNetOutput(*(x.detach().float().requires_grad_() for x in output[:3]),
-                          tuple(x.detach().float().requires_grad_() for x in output.aux))
-    images = images.float()
+    output, images, labels = random_case(dtype=torch.float32)
     expected = BSSNetLoss()(output, images, labels)
     expected_grads = torch.autograd.grad(expected.total, leaves(output))
     with torch.autocast("cpu", torch.bfloat16):
@@ -382,9 +389,22 @@ def test_loss_weights():
     for loss, weight, expected in zip(BSSNetLoss(loss_weights=weights)(output, images, labels), weights, plain,
                                       strict=True):
         assert loss.item() == pytest.approx(weight * expected.item())
-    for wrong in ((1., 1.), (1., 1., 1., 1., 1., -1.)):
+    nan, inf = float("nan"), float("inf")
+    for wrong in ((1., 1.), (1., 1., 1., 1., 1., -1.), (nan, 1., 1., 1., 1., 1.), (inf, 1., 1., 1., 1., 1.), (0.,) * 6):
         with pytest.raises(ValueError, match="loss_weights must be 0 or more for each of seg, seg_border"):
             BSSNetLoss(loss_weights=wrong)
+
+
+@pytest.mark.parametrize("left_out", range(6))
+def test_loss_of_weight_0_is_left_out(left_out):
+    """Whatever its map holds; yet the map has a gradient, which distributed training waits for."""
+    output, images, labels = random_case()
+    weights = [float(i != left_out) for i in range(6)]
+    if left_out > 1:
+        leaves(output)[left_out - 1].data.fill_(torch.inf)
+        weights[1] = float(left_out != 2)  # it looks at the border too
+    found = BSSNetLoss(loss_weights=weights)(output, images, labels)
+    assert found[left_out] == 0 and finite(output, found)
 
 
 def test_plain_loss():

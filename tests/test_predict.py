@@ -268,7 +268,8 @@ class TestCommandLine:
         assert re.search(message, error)
         assert [p.name for p in tmp_path.iterdir()] == ["empty"]
 
-    @pytest.mark.parametrize("verb", [[], ["predict"], ["list"], ["convert"], ["data"], ["train"], ["eval"]])
+    @pytest.mark.parametrize("verb", [
+        [], ["predict"], ["list"], ["convert"], ["data"], ["train"], ["eval"], ["bench"], ["publish"], ["verify"]])
     def test_help(self, verb, capsys):
         with pytest.raises(SystemExit) as stop:
             main([*verb, "--help"])

@@ -6,7 +6,7 @@ import signal
 import subprocess
 import sys
 import time
-from dataclasses import fields, replace
+from dataclasses import asdict, fields, replace
 from pathlib import Path
 
 import numpy as np
@@ -16,7 +16,7 @@ import torch
 from conftest import filled
 from PIL import Image
 from safetensors import safe_open
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from torch import nn
 
 import bssnet_zoo
@@ -137,6 +137,15 @@ class TestRecipes:
         assert recipe == replace(
             RECIPES["camvid_t"], model="bssnet_b", crop_size=(64, 96), epochs=3, iterations=0,
             class_weights=(1., 2., 3.), val_size=None, init=None, compile=True, decay_all=False, clip_grad=5.)
+        for name, value in asdict(recipe.with_options(loss_weights=(1., 1., 0., 0., 1., 1.))).items():
+            option = f"--{name.replace('_', '-')}"
+            if isinstance(value, bool):
+                words = [option if value else option.replace("--", "--no-")]
+            else:
+                words = [option, *map(str, value if isinstance(value, tuple) else [value])]
+            found = vars(parser.parse_args(["none" if word == "None" else word for word in words]))[name]
+            found = None if found == [None] else tuple(found) if isinstance(found, list) else found
+            assert found == value, name
 
     @pytest.mark.parametrize("name", RECIPES)
     def test_saved_and_read_again(self, name, tmp_path):
@@ -155,6 +164,20 @@ class TestRecipes:
     def test_bad_values(self, options, message):
         with pytest.raises(ValueError, match=message):
             replace(RECIPES["camvid_480x360"], **options)
+
+    @pytest.mark.parametrize("opt", ["adafactor", "lookahead_madgrad", "Muon", "adamw"])
+    def test_optimisers_with_and_without_foreach(self, opt):
+        model = nn.Conv2d(3, 4, 1)
+        state = create_state(model, replace(RECIPES["camvid_480x360"], opt=opt), 10)
+        model(torch.ones(1, 3, 2, 2)).sum().backward()
+        state.optimizer.step()
+        assert state.optimizer.defaults.get("foreach", None) in (None, opt == "adamw")
+
+    def test_large_seed(self):
+        CPU.seed(2 ** 24 + 3, 5)
+        large = torch.rand(2)
+        CPU.seed(3, 5)  # 2 ** 24 seeds, and then they begin again
+        assert torch.equal(torch.rand(2), large)
 
     def test_unknown(self, tmp_path):
         with pytest.raises(ValueError, match="no recipe 'imagenet': there is cityscapes_t"):
@@ -224,6 +247,8 @@ class TestRun:
         assert val.keys() >= {"pixel_accuracy", "boundary_f1", "sky", "road", "car"}
         with Image.open(folder / "validation.png") as strip:
             assert strip.size == (3 * 480, 2 * 320)
+            first, second = (np.asarray(strip.crop((0, top, 480, top + 320))) for top in (0, 320))
+            assert not np.array_equal(first, second)
 
     def test_curve(self, finished):
         pytest.importorskip("matplotlib")
@@ -310,6 +335,8 @@ class TestResume:
         assert f"bssnet-zoo train --resume {tmp_path}" in capsys.readouterr().out
         state = train(tiny_recipe, tmp_path, resume=True)
         assert_equal(dict(state.model.state_dict()), dict(finished[1].model.state_dict()))
+        with pytest.raises(ValueError, match="stop_epoch must be 1 or more, got 0"):
+            train(tiny_recipe, tmp_path / "other", stop_epoch=0)
 
     def test_before_the_first_checkpoint(self, tiny_recipe, tmp_path):
         save_recipe(tiny_recipe.with_options(iterations=1), tmp_path / "recipe.yaml")
@@ -452,6 +479,11 @@ class TestWiderAndOther:
         with pytest.raises(ValueError, match="made with weighted=False"):
             bssnet_zoo.deploy(model)
 
+    def test_plain_sum_is_evaluated(self, tiny_recipe, tmp_path):
+        recipe = replace(tiny_recipe.with_options(iterations=1), weighted=False)
+        train(recipe, tmp_path)
+        assert main(["eval", "--checkpoint", str(tmp_path / "best.safetensors"), "--workers", "0"]) == 0
+
     def test_encoder_decoder(self, tiny_recipe, tmp_path):
         """It trains, teaches and is evaluated; encoder weights of other names fit if their shapes do."""
         pytest.importorskip("segmentation_models_pytorch")
@@ -467,7 +499,57 @@ class TestWiderAndOther:
         assert teacher(torch.randn(1, 3, 50, 70)).shape == (1, 3, 50, 70)
         assert main(["eval", "--checkpoint", best, "--workers", "0"]) == 0
         with pytest.raises(ValueError, match="fits neither the network nor its encoder"):
-            SmpModel("smp:unet/resnet18", 3).load(encoder)
+            SmpModel("smp:unet/resnet18", 3, encoder)
+
+    def test_run_folder_of_an_encoder_decoder(self, tiny_recipe, tmp_path, monkeypatch):
+        pytest.importorskip("segmentation_models_pytorch")
+        save_recipe(tiny_recipe.with_options(iterations=1, model="smp:unet/resnet10t"), tmp_path / "small.yaml")
+        monkeypatch.chdir(tmp_path)
+        assert main(["train", "--recipe", "small.yaml"]) == 0
+        assert (tmp_path / "runs" / "small-smp-unet-resnet10t" / "best.safetensors").exists()
+
+    @pytest.mark.parametrize("rename", [
+        lambda name: name, lambda name: f"model.{name}", lambda name: f"network.encoder.model.{name}"])
+    def test_encoder_weights_by_name(self, tmp_path, rename):
+        """Safetensors files are in another order than the modules."""
+        pytest.importorskip("segmentation_models_pytorch")
+        weights = timm.create_model("resnet10t").state_dict()
+        save_file({rename(name): weights[name] for name in sorted(weights)}, tmp_path / "encoder.safetensors")
+        found = SmpModel("smp:unet/resnet10t", 3, tmp_path / "encoder.safetensors").network.encoder.model.state_dict()
+        assert all(torch.equal(found[name], weights[name]) for name in found)
+        del weights["layer2.0.conv1.weight"]
+        torch.save(weights, tmp_path / "encoder.pth")
+        with pytest.raises(ValueError, match=r"1 of the encoder's \d+ tensors are not in it"):
+            SmpModel("smp:unet/resnet10t", 3, tmp_path / "encoder.pth")
+
+    def test_files_of_an_encoder_decoder(self, tmp_path):
+        """Copies in a file are found, and what is damaged or of something else is refused in a line."""
+        pytest.importorskip("segmentation_models_pytorch")
+        name, file = "smp:unet/resnet10t", tmp_path / "file.pth"
+        trained = SmpModel(name, 3)
+        torch.save({"state_dict": trained.state_dict(), "epoch": 3}, file)
+        assert_equal(dict(SmpModel(name, 3, file).state_dict()), dict(trained.state_dict()))
+        with pytest.raises(ValueError, match="size mismatch for network.segmentation_head") as error:
+            SmpModel(name, 5, file)
+        assert "\n" not in str(error.value)
+        for content, message in (([torch.zeros(3)], "holds list"), ({"x": argparse.Namespace()}, "is refused")):
+            torch.save(content, file)
+            with pytest.raises(ValueError, match=message):
+                SmpModel(name, 3, file)
+        for suffix in (".pth", ".safetensors"):
+            (tmp_path / f"text{suffix}").write_text("no weights")
+            with pytest.raises(ValueError, match="not a checkpoint"):
+                SmpModel(name, 3, tmp_path / f"text{suffix}")
+
+    def test_encoder_decoder_without_weights(self, tiny_recipe):
+        pytest.importorskip("segmentation_models_pytorch")
+        recipe = replace(tiny_recipe, model="smp:unet/resnet10t", init="pidnet_in1k")
+        with pytest.raises(ValueError, match="no weights 'pidnet_in1k' for smp:unet/resnet10t: give imagenet, none"):
+            create_student(recipe, 3, CPU)
+        with pytest.raises(ValueError, match="has no pretrained weights: give a checkpoint"):
+            create_teacher(replace(tiny_recipe, teacher="smp:unet/resnet10t"), 3)
+        with pytest.raises(ValueError, match=r"has one loss: leave loss_weights at 1, got \(1.0, 0.0"):
+            create_criterion(SmpModel(recipe.model, 3), replace(recipe, loss_weights=(1., 0., 1., 1., 1., 1.)), 255)
 
     @pytest.mark.parametrize("name, message", [
         ("smp:unet/nothing", "no encoder that timm knows"), ("smp:wnet/resnet18", "smp:wnet/resnet18: ")])

@@ -50,11 +50,21 @@ def test_halves_differ_and_sum_up():
     assert not torch.equal(result[::2], result[1::2])
 
 
-@pytest.mark.parametrize("narrow_classes, aux_heads, message", [
-    (5, True, r"\(5, 128, 1, 1\) can't be widened to \(11, 128, 1, 1\)"),
-    (11, False, "narrow network has no border_head.*same classes and training heads"),
+@pytest.mark.parametrize("options, message", [
+    ({"num_classes": 5}, "num_classes is 5 in the narrow network, 11 in the wide one"),
+    ({"in_chans": 4}, "in_chans is 4 in the narrow network, 3 in the wide one"),
+    ({"aux_heads": False}, "narrow network has no border_head.*give both the training heads"),
+    ({"dim": 16}, r"\(16, 3, 3, 3\) can't be widened to \(64, 3, 3, 3\)"),
 ])
-def test_that_does_not_fit(narrow_classes, aux_heads, message):
-    narrow = bssnet_zoo.create_model("bssnet_t", num_classes=narrow_classes, aux_heads=aux_heads)
+def test_that_does_not_fit(options, message):
+    narrow = bssnet_zoo.create_model("bssnet_t", **{"num_classes": 11, "aux_heads": True, **options})
     with pytest.raises(ValueError, match=message):
         widen_(bssnet_zoo.create_model("bssnet_b", num_classes=11, aux_heads=True), narrow)
+
+
+def test_to_a_network_without_the_convolution_of_b():
+    torch.manual_seed(0)
+    narrow = bssnet_zoo.create_model("bssnet_t", num_classes=3).eval()
+    wide = widen_(bssnet_zoo.create_model("bssnet_t", num_classes=3, dim=64), narrow).eval()
+    images = torch.randn(1, 3, 64, 96)
+    torch.testing.assert_close(wide(images), narrow(images), rtol=1e-3, atol=1e-3)

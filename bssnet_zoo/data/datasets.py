@@ -106,7 +106,7 @@ class SegmentationDataset(Dataset):
         index = range(len(self))[index]
         image, label = self.load(index)
         if self.transform is None:
-            return image, label.long()
+            return image.clone(), label.long()  # the caller's own, not those in the cache
         return self.transform(image, label, np.random.default_rng((self.seed, epoch, index)))
 
     def load(self, index: int) -> tuple[Tensor, Tensor]:

@@ -91,7 +91,8 @@ class TrainTransform:
         # planar: the photometric steps work on whole channels
         image = photometric_distortion(image.contiguous().float(), rng)
         if self.gamma and rng.random() < 0.5:
-            image = image.div_(255).clamp_(0, 1).pow_(math.exp(rng.uniform(-self.gamma, self.gamma))).mul_(255)
+            image = F.adjust_gamma(
+                image.div_(255).clamp_(0, 1), math.exp(rng.uniform(-self.gamma, self.gamma))).mul_(255)
         image = _normalize(image, self.mean, self.std)
         padding = (0, self.crop_size[1] - width, 0, self.crop_size[0] - height)
         return pad(image, padding), pad(label.long(), padding, value=self.ignore_index)

@@ -3,7 +3,6 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from ..models import create_model
 from .networks import create_network
 from .recipes import Recipe
 
@@ -14,15 +13,13 @@ def create_teacher(recipe: Recipe, num_classes: int) -> nn.Module | None:
     """The teacher that a recipe names, frozen; None if it names none.
 
     Raises:
-        ValueError: A teacher with other classes, or what `create_model` refuses.
+        ValueError: A teacher with other classes, or what `create_network` refuses.
     """
     if recipe.teacher is None:
         if recipe.teacher_checkpoint is not None:
             raise ValueError("teacher_checkpoint needs teacher, the name of its model: --teacher bssnet_b")
         return None
-    if recipe.teacher_checkpoint is not None:
-        return create_network(recipe.teacher, num_classes, recipe.teacher_checkpoint).requires_grad_(False)
-    teacher = create_model(recipe.teacher, pretrained=True)
+    teacher = create_network(recipe.teacher, num_classes, recipe.teacher_checkpoint)
     if teacher.num_classes != num_classes:
         raise ValueError(f"the teacher '{recipe.teacher}' has {teacher.num_classes} classes, the data {num_classes}: "
                          "give a --teacher-checkpoint trained on these classes")

@@ -29,7 +29,7 @@ class Process:
 
     def seed(self, seed: int, iteration: int) -> None:
         """Seeds what is random in an iteration, so that no generator's state needs to be saved."""
-        torch.manual_seed((seed << 40) + iteration * self.world_size + self.rank)
+        torch.manual_seed(((seed << 40) + iteration * self.world_size + self.rank) % 2 ** 64)
 
 
 def init_process(device: str | None = None) -> Process:

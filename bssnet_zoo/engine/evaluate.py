@@ -19,7 +19,6 @@ from ..data.transforms import EvalTransform
 from ..device import PRECISIONS
 from ..inference import MIN_SIZE, evaluating
 from ..metrics import BoundaryF1, ConfusionMatrix
-from ..models import create_trained_model
 from .distributed import Process, end_process, init_process
 from .exported import ExportedModel, is_exported
 from .networks import create_network
@@ -173,10 +172,12 @@ def evaluate(
         progress: Show a progress bar, on a terminal.
 
     Raises:
-        ValueError: A model whose classes aren't the data set's, a scale that is not above 0.
+        ValueError: A model whose classes aren't the data set's, a scale that is not above 0, too small a window.
     """
     if min(scales) <= 0:
         raise ValueError(f"scales must be more than 0, got {min(scales):g}")
+    if not isinstance(sliding_window, bool) and min(sliding_window) < MIN_SIZE:
+        raise ValueError(f"sliding_window must be {MIN_SIZE} or more high and wide, got {tuple(sliding_window)}")
     num_classes = len(dataset.classes.names)
     if getattr(model, "num_classes", num_classes) != num_classes:
         raise ValueError(f"the model has {model.num_classes} classes, the data set {num_classes}: give a checkpoint "
@@ -259,12 +260,8 @@ def run(args: argparse.Namespace) -> int:
     model_name = args.model or (recipe.model if recipe else "bssnet_t")
     process = init_process("cpu" if exported else args.device)
     dataset = open_dataset(data, split, EvalTransform(size=size))
-    if exported:
-        model = exported
-    elif args.checkpoint:
-        model = create_network(model_name, len(dataset.classes.names), args.checkpoint)
-    else:
-        model = create_trained_model(model_name)
+    model = exported or create_network(
+        model_name, len(dataset.classes.names), args.checkpoint, weighted=recipe is None or recipe.weighted)
     result = evaluate(
         model.to(process.device, memory_format=torch.channels_last), dataset,
         scales=args.scales, flip=args.flip, sliding_window=args.sliding_window or args.sliding_window == [],

@@ -1,19 +1,21 @@
 """Networks by name: the zoo's, and encoder-decoders of segmentation_models_pytorch, to be teachers."""
 import os
-from pathlib import Path
+import re
 
 import timm
 import torch
 import torch.nn.functional as F
-from safetensors.torch import load_file
 from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from torch import nn
 
-from ..models import create_model
+from ..models import create_trained_model
+from ..models.checkpoints import read_state_dict
 
 __all__ = ["SmpModel", "create_network"]
 
 SMP = "smp:"
+IMAGENET = "imagenet"
+ENCODER_PREFIX = re.compile(r"^(network\.)?(encoder\.)?(model\.)?")
 
 
 class SmpModel(nn.Module):
@@ -22,17 +24,19 @@ class SmpModel(nn.Module):
     Args:
         name: ``smp:ARCHITECTURE/ENCODER``, for example ``smp:unet/tf_efficientnet_lite2``.
         num_classes: Number of classes.
-        pretrained: Load timm's ImageNet weights of the encoder (from the Hub).
+        weights: A file for `load`, or "imagenet", which is timm's weights of the encoder (from the Hub).
 
     Raises:
-        ValueError: No such architecture or encoder.
+        ValueError: No such architecture or encoder, weights that aren't there or don't fit.
         RuntimeError: segmentation_models_pytorch isn't installed.
     """
 
     stride = 32
 
-    def __init__(self, name: str, num_classes: int, pretrained: bool = False):
+    def __init__(self, name: str, num_classes: int, weights: str | os.PathLike | None = None):
         super().__init__()
+        if weights not in (None, IMAGENET) and not os.path.isfile(weights):
+            raise ValueError(f"no weights '{weights}' for {name}: give imagenet, none, or a file")
         try:
             import segmentation_models_pytorch as smp
         except ImportError:
@@ -44,7 +48,7 @@ class SmpModel(nn.Module):
                              "smp:unet/tf_efficientnet_lite2")
         try:
             self.network = smp.create_model(
-                architecture, f"tu-{encoder}", "imagenet" if pretrained else None, classes=num_classes)
+                architecture, f"tu-{encoder}", IMAGENET if weights == IMAGENET else None, classes=num_classes)
         except KeyError as error:
             raise ValueError(f"{name}: {str(error.args[0]).splitlines()[0]}") from None
         self.num_classes = num_classes
@@ -55,6 +59,8 @@ class SmpModel(nn.Module):
             for x in (cfg.mean, cfg.std, IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD))
         self.register_buffer("scale", own_std / std, persistent=False)
         self.register_buffer("shift", (own_mean - mean) / std, persistent=False)
+        if weights not in (None, IMAGENET):
+            self.load(weights)
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
         """Logits (N, num_classes, H, W) of images (N, 3, H, W)."""
@@ -65,37 +71,59 @@ class SmpModel(nn.Module):
     def load(self, path: str | os.PathLike) -> None:
         """Loads weights of the whole network, or of its encoder alone.
 
-        Encoder weights may have other names, if their tensors have timm's order and shapes up to its last feature;
-        classifiers that follow are left out.
+        Those of the encoder are found by timm's names. If they have none of these, they must have timm's order and
+        shapes up to its last feature; classifiers that follow are left out.
 
         Raises:
-            ValueError: They don't fit.
+            FileNotFoundError: No such file.
+            ValueError: It can't be read, or doesn't fit.
         """
-        path = Path(path)
-        weights = load_file(path) if path.suffix == ".safetensors" else torch.load(
-            path, map_location="cpu", weights_only=True)
-        weights = weights.get("model_ema", weights)
-        if weights.keys() == self.state_dict().keys():
+        weights, own = read_state_dict(path), self.state_dict()
+        if weights.keys() != own.keys():
+            weights = {**own, **self._encoder_weights(weights, path)}
+        try:
             self.load_state_dict(weights)
-            return
-        encoder = self.network.encoder
-        own, given = ([(k, v) for k, v in state.items() if not k.endswith("num_batches_tracked")]
-                      for state in (encoder.state_dict(), weights))
-        if len(given) < len(own) or any(a.shape != b.shape for (_, a), (_, b) in zip(own, given, strict=False)):
-            raise ValueError(f"{path} fits neither the network nor its encoder ({len(own)} tensors)")
-        encoder.load_state_dict(
-            {name: value for (name, _), (_, value) in zip(own, given, strict=False)}, strict=False)
+        except RuntimeError as error:
+            raise ValueError(f"{path} doesn't fit: {str(error).splitlines()[1].strip()}") from None
+
+    def _encoder_weights(self, weights: dict[str, torch.Tensor], path: str | os.PathLike) -> dict[str, torch.Tensor]:
+        """Weights of an encoder, of whatever names, under those that they have in this network."""
+        own = {name: tensor for name, tensor in self.state_dict().items()
+               if name.startswith("network.encoder.") and not name.endswith("num_batches_tracked")}
+        given = {ENCODER_PREFIX.sub("", name): tensor for name, tensor in weights.items()
+                 if not name.endswith("num_batches_tracked")}
+        sources = {name: ENCODER_PREFIX.sub("", name) for name in own}
+        missing = sources.values() - given.keys()
+        if len(missing) == len(own) <= len(given):
+            sources = dict(zip(own, given, strict=False))
+            missing = [name for name, source in sources.items() if own[name].shape != given[source].shape]
+        if missing:
+            raise ValueError(f"{path} fits neither the network nor its encoder: {len(missing)} of the encoder's "
+                             f"{len(own)} tensors are not in it")
+        return {name: given[source] for name, source in sources.items()}
 
 
-def create_network(name: str, num_classes: int, checkpoint: str | os.PathLike | None = None) -> nn.Module:
-    """A model of the zoo, or ``smp:ARCHITECTURE/ENCODER``, with weights from a file if there is one.
+def create_network(
+        name: str,
+        num_classes: int,
+        checkpoint: str | os.PathLike | None = None,
+        weighted: bool = True,
+) -> nn.Module:
+    """A trained network: a model of the zoo, or ``smp:ARCHITECTURE/ENCODER``.
+
+    Args:
+        name: Its name.
+        num_classes: Number of classes of the checkpoint.
+        checkpoint: File with its weights; the pretrained ones, with the classes that they have, if None.
+        weighted: A model of the zoo fuses by UMF.
 
     Raises:
-        ValueError: No such model, weights that don't fit.
+        ValueError: No such model, weights that don't fit, or none at all.
+        FileNotFoundError: No such checkpoint.
     """
     if not name.startswith(SMP):
-        return create_model(name, num_classes=num_classes, checkpoint_path=checkpoint)
-    model = SmpModel(name, num_classes)
-    if checkpoint is not None:
-        model.load(checkpoint)
-    return model
+        return create_trained_model(name, checkpoint, num_classes if checkpoint else None, weighted=weighted)
+    if checkpoint is None:
+        raise ValueError(f"{name} has no pretrained weights: give a checkpoint of it, by --checkpoint or, of a "
+                         "teacher, --teacher-checkpoint")
+    return SmpModel(name, num_classes, checkpoint)

@@ -169,7 +169,7 @@ def _argument(hint: Any) -> dict[str, Any]:
         return None if optional and text == "none" else kind(text)
 
     convert.__name__ = kind.__name__  # argparse's error message names it
-    nargs = "+" if optional and rest else 1 + len(rest) if rest else None
+    nargs = "+" if rest and (optional or Ellipsis in rest) else 1 + len(rest) if rest else None
     return {"type": convert, "nargs": nargs, "metavar": {str: "NAME", int: "N", float: "X"}[kind]}
 
 

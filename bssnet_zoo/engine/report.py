@@ -70,7 +70,8 @@ def save_strip(
         width: Of each of the three pictures in a row, in pixels.
     """
     rows = []
-    for row in range(min(num_images, len(dataset))):
+    num_images = min(num_images, len(dataset))
+    for row in range(num_images):
         index = row * len(dataset) // num_images
         prediction = predict(model, dataset.files[index][0], size)
         classes = dataset.classes

@@ -1,10 +1,11 @@
 """The parts of a training run, made from its recipe."""
 from collections.abc import Iterator
+from inspect import signature
 from pathlib import Path
 
 import torch
 from timm.layers import freeze_batch_norm_2d
-from timm.optim import create_optimizer_v2
+from timm.optim import create_optimizer_v2, get_optimizer_class
 from timm.scheduler import PolyLRScheduler
 from timm.utils import ModelEmaV3
 from torch import nn
@@ -85,9 +86,7 @@ def create_student(recipe: Recipe, num_classes: int, process: Process) -> nn.Mod
     torch.manual_seed(recipe.seed)
     kwargs = {"num_classes": num_classes, "aux_heads": True, "weighted": recipe.weighted}
     if recipe.model.startswith(SMP):
-        model = SmpModel(recipe.model, num_classes, pretrained=recipe.init == "imagenet")
-        if recipe.init not in (None, "imagenet"):
-            model.load(recipe.init)
+        model = SmpModel(recipe.model, num_classes, recipe.init)
     elif recipe.init is not None and recipe.init.startswith(WIDEN):
         if recipe.model != "bssnet_b":
             raise ValueError(f"init '{recipe.init}' widens a bssnet_t to a bssnet_b, model is {recipe.model}")
@@ -112,8 +111,14 @@ def create_student(recipe: Recipe, num_classes: int, process: Process) -> nn.Mod
 
 
 def create_criterion(model: nn.Module, recipe: Recipe, ignore_index: int) -> nn.Module:
-    """The loss of a recipe: BSSNet's six, or cross-entropy for a network that gives plain logits."""
+    """The loss of a recipe: BSSNet's six, or cross-entropy for a network that gives plain logits.
+
+    Raises:
+        ValueError: Loss weights that make no sense.
+    """
     if isinstance(model, SmpModel):
+        if set(recipe.loss_weights) != {1.}:
+            raise ValueError(f"{recipe.model} has one loss: leave loss_weights at 1, got {recipe.loss_weights}")
         return PlainLoss(recipe.class_weights, ignore_index)
     return BSSNetLoss(recipe.class_weights, ignore_index, loss_weights=recipe.loss_weights)
 
@@ -125,10 +130,16 @@ def create_state(model: nn.Module, recipe: Recipe, iterations: int) -> TrainStat
         model: The network itself, without wrappers, on its device.
         recipe: The recipe.
         iterations: Length of the whole run.
+
+    Raises:
+        ValueError: An optimiser that timm doesn't know.
     """
+    # on a CPU, PyTorch's own choice would be one parameter at a time; not every optimiser can do otherwise
+    parameters = signature(get_optimizer_class(recipe.opt.lower().split("_")[-1], bind_defaults=False)).parameters
     optimizer = create_optimizer_v2(
         model, opt=recipe.opt, lr=recipe.lr, momentum=recipe.momentum, weight_decay=recipe.weight_decay,
-        filter_bias_and_bn=not recipe.decay_all, layer_decay=recipe.layer_decay, foreach=True)
+        filter_bias_and_bn=not recipe.decay_all, layer_decay=recipe.layer_decay,
+        foreach=True if "foreach" in parameters else None)
     # the average must forget the first, random weights: its decay rises as iteration / (10 + iteration)
     ema = ModelEmaV3(model, decay=recipe.ema_decay, use_warmup=True, warmup_gamma=10, warmup_power=1)
     scheduler = PolyLRScheduler(

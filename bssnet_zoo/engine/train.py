@@ -6,6 +6,7 @@ two pictures to look at. It can be killed at any moment and resumed without a di
 import argparse
 import math
 import os
+import re
 from collections.abc import Iterable
 from contextlib import closing, nullcontext
 from itertools import islice
@@ -71,6 +72,8 @@ def train(
         ValueError: A recipe that doesn't fit the data or the machine, a run folder that has a run already.
         RuntimeError: A loss that is not a finite number any more.
     """
+    if stop_epoch is not None and stop_epoch < 1:
+        raise ValueError(f"stop_epoch must be 1 or more, got {stop_epoch}")
     process = init_process(recipe.device)
     if process.device.type == "cpu":
         keep_freed_memory()
@@ -81,7 +84,7 @@ def train(
         check_dataset(val_set)
     epoch = len(train_set) / recipe.batch_size  # in iterations
     iterations = recipe.iterations or math.ceil(recipe.epochs * epoch)
-    last = min(iterations, math.ceil(stop_epoch * epoch)) if stop_epoch else iterations
+    last = min(iterations, math.ceil(stop_epoch * epoch)) if stop_epoch is not None else iterations
 
     classes = train_set.classes
     state = create_state(create_student(recipe, len(classes.names), process), recipe, iterations)
@@ -255,7 +258,7 @@ def run(args: argparse.Namespace) -> int:
         raise ValueError("--resume takes recipe and folder from the run: leave out --recipe and --output")
     name = args.recipe or "camvid_480x360"
     recipe = recipe_from_arguments(args, saved_recipe(Path(args.resume)) if args.resume else load_recipe(name))
-    output = args.resume or args.output or Path("runs") / f"{Path(name).stem}-{recipe.model}"
+    output = args.resume or args.output or Path("runs") / re.sub("[:/]", "-", f"{Path(name).stem}-{recipe.model}")
     try:
         train(recipe, output, resume=bool(args.resume), stop_epoch=args.stop_epoch)
     except KeyboardInterrupt:

@@ -10,12 +10,20 @@ from .conv import ConvNormAct
 __all__ = ["LUAFM", "UMF"]
 
 
+@torch.fx.wrap  # it branches on the type
+def channel_mean(feature: torch.Tensor) -> torch.Tensor:
+    """Mean over the channels: (N, C, H, W) -> (N, 1, H, W)."""
+    if feature.dtype == torch.float16:  # which the sum over a wide map overflows
+        return feature.mean(dim=1, keepdim=True)
+    # mean() has a whole map as its gradient, and in another memory format than the rest
+    return feature.sum(dim=1, keepdim=True) / feature.shape[1]
+
+
 def channel_statistics(features: list[torch.Tensor]) -> torch.Tensor:
     """Mean and maximum over the channels of each map: K maps of (N, C, H, W) -> (N, 2K, H, W), mean before max."""
     statistics: list[torch.Tensor] = []
     for feature in features:
-        # not mean(): its gradient is a whole map, and in another memory format than the rest
-        statistics.append(feature.sum(dim=1, keepdim=True) / feature.shape[1])
+        statistics.append(channel_mean(feature))
         statistics.append(feature.amax(dim=1, keepdim=True))
     return torch.cat(statistics, dim=1)
 
@@ -102,7 +110,10 @@ class UMF(nn.Module):
                 feature = F.interpolate(feature, size=features[0].shape[-2:], mode="nearest")
             aligned.append(conv(feature))
         if self.attention is None:
-            return torch.stack(aligned).sum(dim=0)
+            total = aligned[0]
+            for feature in aligned[1:]:
+                total = total + feature
+            return total
         weights = torch.sigmoid(self.attention(channel_statistics(aligned)))
         fused = weights[:, :1] * aligned[0]
         for i in range(1, self.num_features):

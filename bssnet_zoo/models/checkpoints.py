@@ -18,7 +18,7 @@ from torch import nn
 
 from ..files import atomic_path
 
-__all__ = ["checkpoint_filter_fn", "convert_checkpoint", "load_checkpoint", "read_checkpoint"]
+__all__ = ["checkpoint_filter_fn", "convert_checkpoint", "load_checkpoint", "read_checkpoint", "read_state_dict"]
 
 _logger = logging.getLogger(__name__)
 
@@ -184,21 +184,30 @@ def convert_names(state_dict: StateDict) -> StateDict:
     return {name: tensor for name, tensor in renamed.items() if name.startswith(TRUNK)}
 
 
-def read_checkpoint(path: str | os.PathLike) -> StateDict:
-    """Reads a ``.safetensors`` or ``.pth`` checkpoint and gives its tensors our names.
+def read_state_dict(path: str | os.PathLike) -> StateDict:
+    """Reads the tensors of a ``.safetensors`` or ``.pth`` checkpoint, of any network, by the names they have.
 
     Of several copies in a file the EMA weights are taken, and the log says so. Pickles load with ``weights_only=True``.
 
     Raises:
         FileNotFoundError: No such file.
-        ValueError: A truncated file, a pickle that needs more than tensors and plain containers, unknown names.
+        ValueError: A truncated file, a pickle that needs more than tensors and plain containers, no dict.
     """
     path = Path(path)
+    return _unwrap(_read_file(path), path)
+
+
+def read_checkpoint(path: str | os.PathLike) -> StateDict:
+    """Reads a checkpoint as `read_state_dict` does and gives its tensors our names.
+
+    Raises:
+        FileNotFoundError: No such file.
+        ValueError: What `read_state_dict` refuses, unknown names.
+    """
+    state_dict = read_state_dict(path)
     try:
-        return convert_names(_unwrap(_read_file(path), path))
+        return convert_names(state_dict)
     except ValueError as error:
-        if str(path) in str(error):
-            raise
         raise ValueError(f"{path}: {error}") from None
 
 

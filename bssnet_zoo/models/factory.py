@@ -79,8 +79,11 @@ def create_trained_model(
         model_name: str,
         checkpoint_path: str | os.PathLike | None = None,
         num_classes: int | None = None,
+        **kwargs: Any,
 ) -> nn.Module:
     """A model that can predict: with the weights of a checkpoint, else with its pretrained ones.
+
+    Arguments are those of `create_model`.
 
     Raises:
         ValueError: Weights without a classifier, and what `create_model` refuses.
@@ -88,4 +91,5 @@ def create_trained_model(
     if checkpoint_path is None and model_name.endswith(".pidnet_in1k"):
         raise ValueError(f"{model_name} has no trained classifier: it is a trunk to start training from")
     return create_model(
-        model_name, pretrained=checkpoint_path is None, checkpoint_path=checkpoint_path, num_classes=num_classes)
+        model_name, pretrained=checkpoint_path is None, checkpoint_path=checkpoint_path, num_classes=num_classes,
+        **kwargs)
