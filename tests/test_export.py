@@ -29,6 +29,7 @@ onnx, openvino = pytest.importorskip("onnx"), pytest.importorskip("openvino")
 
 PAGE = (Path(__file__).parents[1] / "docs" / "deploy.md").read_text()
 SIZE = (97, 140)
+FORMAT_PARAMS = [pytest.param(name, marks=pytest.mark.slow) if name == "openvino" else name for name in FORMATS]
 ANY_SIZE = {"exported-program": [(513, 600), (576, 513)]}  # others: from 64 on, odd and even at every level
 
 
@@ -66,7 +67,7 @@ def same(model: nn.Module, exported: ExportedModel, images: torch.Tensor, tolera
             and (logits - expected).abs().max() < tolerance * expected.abs().max())
 
 
-@pytest.mark.parametrize("format", FORMATS)
+@pytest.mark.parametrize("format", FORMAT_PARAMS)
 def test_one_size(exported, format):
     model, file, _ = exported("bssnet_t", format, size=SIZE)
     assert file.size == list(SIZE) and same(model, file, normalized(street(SIZE)))
@@ -83,7 +84,7 @@ def test_any_size(exported, format):
         assert same(model, file, normalized(street(size)).repeat(batch, 1, 1, 1))
 
 
-@pytest.mark.parametrize("format", FORMATS)
+@pytest.mark.parametrize("format", FORMAT_PARAMS)
 def test_labels_of_8_bit_images(exported, format):
     model, file, _ = exported("bssnet_t", format, size=SIZE, labels=True, normalize=True)
     images = street(SIZE)
@@ -122,8 +123,8 @@ def test_raw(exported):
 
 
 @pytest.mark.parametrize(("format", "precision"), [
-    (format, precision) for format, kind in FORMATS.items() for precision in kind.precisions
-    if precision not in ("float32", "int8")])
+    pytest.param(format, precision, marks=pytest.mark.slow) if format == "openvino" else (format, precision)
+    for format, kind in FORMATS.items() for precision in kind.precisions if precision not in ("float32", "int8")])
 def test_half_precision(exported, format, precision):
     model, file, path = exported("bssnet_t", format, size=SIZE, precision=precision)
     *_, whole = exported("bssnet_t", format, size=SIZE)
@@ -163,7 +164,7 @@ def test_int8(exported, pictures, format, options):
         assert all(done != ("attention" in name) for name, done in quantised.items())
 
 
-@pytest.mark.parametrize("format", FORMATS)
+@pytest.mark.parametrize("format", FORMAT_PARAMS)
 def test_says_what_it_is(exported, format):
     model, file, path = exported("bssnet_t", format, size=SIZE, labels=True, normalize=True)
     said = {key: value if key in ("model", "precision", "bssnet_zoo") else json.loads(value)
