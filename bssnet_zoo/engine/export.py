@@ -214,7 +214,7 @@ def compare(exported: ExportedModel, model: BSSNet, images: torch.Tensor) -> tup
 
 def describe(graph: ExportedGraph, size: Sequence[int] | None, precision: str) -> dict[str, str]:
     """What a user of the file must know, as text: what isn't text is JSON."""
-    cfg, classes = graph.model.pretrained_cfg, class_info(graph.model)
+    cfg, classes = getattr(graph.model, "pretrained_cfg", {}), class_info(graph.model)
     values = dict(
         model=".".join(filter(None, (cfg.get("architecture"), cfg.get("tag")))) or "bssnet", class_names=classes.names,
         palette=classes.hex_palette, mean=graph.mean.tolist(), std=graph.std.tolist(), size=size and list(size),

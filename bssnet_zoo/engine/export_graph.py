@@ -80,8 +80,9 @@ class ExportedGraph(nn.Module):
     def __init__(self, model: BSSNet, size: Sequence[int] | None, labels: bool, normalize: bool, raw: bool):
         super().__init__()
         self.model, self.labels, self.normalize, self.raw = model, labels, normalize, raw
+        cfg = getattr(model, "pretrained_cfg", {})
         for key, default in (("mean", IMAGENET_DEFAULT_MEAN), ("std", IMAGENET_DEFAULT_STD)):
-            self.register_buffer(key, torch.tensor(model.pretrained_cfg.get(key) or default), persistent=False)
+            self.register_buffer(key, torch.tensor(cfg.get(key) or default), persistent=False)
         if len(self.mean) != model.in_chans:
             raise ValueError(f"the pretrained config has mean and std of {len(self.mean)} channels, the model takes "
                              f"{model.in_chans}: create it with pretrained_cfg_overlay=dict(mean=..., std=...)")
