@@ -6,6 +6,7 @@
 Timed as `bssnet-zoo bench` does: by turns, each side in a process of its own, up to raw logits. A cell is the median
 over the rounds of how much longer it takes, and the 10th and 90th percentile. The row "none" compares the deployed
 network with its copy: what it is away from 1 is noise. The last rows are rewrites that are not kept, timed alone.
+The deployed networks keep freed memory, as docs/deploy.md advises; the two rows of the network as created don't.
 """
 import argparse
 from collections.abc import Callable, Sequence
