@@ -9,6 +9,7 @@ from torch import nn
 
 from ..models import BSSNet
 from ..models.deploy import UpsampleConvReLU
+from ..resized_losses import interpolation_matrix
 
 __all__ = ["ExportedGraph", "with_exported_upsamples"]
 
@@ -50,10 +51,8 @@ def row_strips(rows: int, height: int) -> list[tuple[int, int, torch.Tensor]]:
     """A bilinear resize of rows, corners aligned, as products: first and last row of each and a matrix that makes
     ``STRIP_ROWS`` rows from them.
     """
-    unit = torch.eye(rows)[None, :, :, None]
-    matrix = F.interpolate(unit, size=(height, 1), mode="bilinear", align_corners=True)[0, :, :, 0].T
     strips = []
-    for strip in matrix.split(STRIP_ROWS):
+    for strip in interpolation_matrix(rows, height, align_corners=True, dtype=torch.float32).split(STRIP_ROWS):
         used = strip.any(0).nonzero()
         first, last = int(used[0]), int(used[-1]) + 1
         strips.append((first, last, strip[:, first:last].contiguous()))
