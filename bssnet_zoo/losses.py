@@ -13,7 +13,7 @@ import torch
 from torch import nn
 
 from .data.edges import edge_map
-from .resized_losses import HardNLL, ResizedL1, WeightedBCE, at_least_float32, resize, resized_nll
+from .resized_losses import HardNLL, ResizedBCE, ResizedL1, at_least_float32, resize, resized_nll
 
 __all__ = ["BSSNetLoss", "BSSNetLosses", "BoundaryLoss", "OhemCrossEntropyLoss", "PlainLoss"]
 
@@ -226,12 +226,10 @@ class BoundaryLoss(nn.Module):
         if logits.ndim != 4 or logits.shape[1] != 1 or edges.ndim != 3 or edges.shape[0] != logits.shape[0]:
             raise ValueError("the boundary loss takes logits (N, 1, h, w) and edges (N, H, W), got "
                              f"{tuple(logits.shape)} and {tuple(edges.shape)}")
-        logits = resize(logits, edges.shape[-2:]).squeeze(1)
-        is_edge, is_rest = edges == 1, edges == 0
-        num_edge, num_rest = is_edge.count_nonzero(), is_rest.count_nonzero()
+        num_edge, num_rest = (edges == 1).count_nonzero(), (edges == 0).count_nonzero()
         total = (num_edge + num_rest).clamp(min=1)
-        weights = is_edge * (num_rest / total) + is_rest * (num_edge / total)
-        return self.weight * WeightedBCE.apply(logits, is_edge.to(logits.dtype), weights)
+        logits = at_least_float32(logits).contiguous()
+        return self.weight * ResizedBCE.apply(logits, edges, num_rest / total, num_edge / total)
 
 
 class BSSNetLosses(NamedTuple):
@@ -323,14 +321,13 @@ class BSSNetLoss(nn.Module):
         if images.shape != expected:
             raise ValueError(f"images must be (N, in_chans, H, W) = {expected} with these labels and this output, got "
                              f"{tuple(images.shape)}")
-        border = resize(output.border, labels.shape[1:])
         weights = self.loss_weights
         seg, seg_border, boundary, spatial, aux3, aux4 = [None] * 6
         if weights.seg or weights.seg_border:
-            seg, seg_border = self._seg_losses(output.seg, border.detach(), target, ignored)
+            seg, seg_border = self._seg_losses(output.seg, output.border.detach(), target, ignored)
         if weights.border:
             padding = reduce(torch.logical_and, [channel == 0 for channel in images.unbind(1)], ignored)
-            boundary = self.boundary(border, edge_map(labels, self.ignore_index).masked_fill_(padding, 255))
+            boundary = self.boundary(output.border, edge_map(labels, self.ignore_index).masked_fill_(padding, 255))
         if weights.spatial:
             spatial = ResizedL1.apply(at_least_float32(output.spatial).contiguous(), images)
         if weights.aux3 or weights.aux4:
@@ -349,7 +346,8 @@ class BSSNetLoss(nn.Module):
     ) -> tuple[torch.Tensor, torch.Tensor]:
         weights = pixel_weights(target, self.class_weights, logits.shape[1])
         nll = resized_nll(logits, target)
-        no_border = border.squeeze(1).sigmoid() <= self.border_threshold
+        no_border = resize(border, target.shape[1:]).squeeze(1) <= math.log(
+            self.border_threshold / (1 - self.border_threshold))
         kept = hard_pixels(nll, ignored, self.threshold, self.min_kept)
         kept_border = hard_pixels(nll, ignored | no_border, self.threshold, self.min_kept)
         return mean_over(kept, nll, weights), mean_over(kept_border, nll, weights)
