@@ -34,13 +34,12 @@ from bssnet_zoo.models.deploy import (
 
 
 class PlainUpsampleConv(UpsampleConvReLU):
-    def forward(self, x, height, width):
-        return F.relu_(self.conv(F.interpolate(x, size=[height, width], mode="nearest")))
+    forward = UpsampleConvReLU.plain
 
 
 class PlainHead(UpsampleHead):
     def forward(self, x, pre_logits=False):
-        return self.classifier(F.relu_(self.conv.conv(F.interpolate(x, scale_factor=2., mode="nearest"))))
+        return self.classifier(self.conv.plain(x, 2 * x.shape[2], 2 * x.shape[3]))
 
 
 class PlainLUAFM(DeployedLUAFM):

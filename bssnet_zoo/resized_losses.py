@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch.autograd.function import once_differentiable
 
-__all__ = ["HardNLL", "ResizedBCE", "ResizedL1", "at_least_float32", "resize", "resized_nll"]
+__all__ = ["HardNLL", "ResizedBCE", "ResizedKL", "ResizedL1", "at_least_float32", "resize", "resized_nll"]
 
 # Resized logits made at a time, in numbers: what stays in the caches of a CPU; an accelerator wants fewer launches.
 CPU_STRIP = 2 ** 19
@@ -165,6 +165,34 @@ class ResizedL1(GradientOnTheWay):
 
         ctx.save_for_backward(resize_in_strips(x, images.shape[-2:], True, use) / images.numel())
         return total / images.numel()
+
+
+class ResizedKL(GradientOnTheWay):
+    """Sum of the KL divergences from a teacher's class distributions, times the square of the temperature.
+
+    Of bilinearly resized logits (N, C, h, w), align_corners, from ``teacher`` logits (N, C, H, W), over the pixels of
+    ``counted`` (N, H, W), bool.
+    """
+
+    @staticmethod
+    def forward(
+            ctx,
+            logits: torch.Tensor,
+            teacher: torch.Tensor,
+            counted: torch.Tensor,
+            temperature: float,
+    ) -> torch.Tensor:
+        total = logits.new_zeros(())
+
+        def use(rows: slice, strip: torch.Tensor) -> torch.Tensor:
+            log_prob = F.log_softmax(strip.div_(temperature), dim=1)
+            log_target = F.log_softmax(teacher[:, :, rows].to(strip.dtype) / temperature, dim=1)
+            target = log_target.exp().mul_(counted[:, None, rows])
+            total.add_(torch.vdot(target.flatten(), log_target.sub_(log_prob).flatten()))
+            return log_prob.exp_().mul_(counted[:, None, rows]).sub_(target).mul_(temperature)
+
+        ctx.save_for_backward(resize_in_strips(logits, counted.shape[-2:], True, use))
+        return total * temperature ** 2
 
 
 class ResizedBCE(GradientOnTheWay):

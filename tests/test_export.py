@@ -246,7 +246,7 @@ def test_two_files_or_none(tmp_path):
     ("openvino", "openvino", "float32"), ("nncf", "openvino", "int8")])
 def test_missing_package(tiny, pictures, package, format, precision, tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, package, None)
-    with pytest.raises(RuntimeError, match=rf"needs {package}.*pip install 'bssnet_zoo\[export\]'"):
+    with pytest.raises(RuntimeError, match=rf"needs {package}.*pip install '\.\[export\]'"):
         export_model(tiny, tmp_path / f"a{FORMATS[format].suffix}", format, precision=precision, calibration=pictures)
 
 

@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 import timm
 import torch
+import torch.nn.functional as F
 from conftest import filled
 from PIL import Image
 from safetensors import safe_open
@@ -574,6 +575,21 @@ class TestDistillation:
         assert distillation_loss(logits, logits, 2.).item() == pytest.approx(0, abs=1e-6)
         with pytest.raises(ValueError, match="the teacher gives 4 classes, the student 3"):
             distillation_loss(logits, torch.randn(2, 4, 8, 8))
+
+    def test_loss_of_resized_logits(self):
+        torch.manual_seed(0)
+        logits, teacher = torch.randn(2, 3, 3, 4, dtype=torch.float64, requires_grad=True), torch.randn(2, 3, 9, 11)
+        teacher = teacher.double()
+        labels = torch.randint(3, (2, 9, 11))
+        labels[0, 0] = 255
+        resized = F.interpolate(logits, size=(9, 11), mode="bilinear", align_corners=True)
+        divergence = F.kl_div(resized.log_softmax(1), teacher.log_softmax(1), reduction="none", log_target=True).sum(1)
+        right = (teacher.argmax(1) == labels) | (labels == 255)
+        assert 0.2 < right.double().mean() < 0.8
+        for given, expected in ((None, divergence.mean()), (labels, divergence[right].mean())):
+            assert distillation_loss(logits, teacher, 1., given).item() == pytest.approx(expected.item(), rel=1e-9)
+            assert torch.autograd.gradcheck(lambda x, y=given: distillation_loss(x, teacher, 3., y), logits)
+        assert distillation_loss(logits, teacher, 1., (teacher.argmax(1) + 1) % 3).item() == 0  # wrong everywhere
 
     def test_any_module(self, tiny_recipe, tmp_path):
         """The student of a teacher that sees one class everywhere comes to see it too."""

@@ -16,7 +16,7 @@ def differs_from_neighbour(
     """Pixels of another class than one of their neighbours. A pair with an ignored or an outside pixel doesn't count.
 
     Args:
-        labels: Class ids (N, H, W), int64.
+        labels: Class ids (N, H, W), of a signed integer type.
         offsets: The neighbours, (down, right) of the pixel, each -1, 0 or 1.
         ignore_index: Label of pixels without a class.
 
@@ -50,7 +50,7 @@ def edge_map(labels: torch.Tensor, ignore_index: int = 255) -> torch.Tensor:
     """
     if labels.ndim != 3 or labels.is_floating_point():
         raise ValueError(f"edge_map takes integer labels (N, H, W), got {labels.dtype} {tuple(labels.shape)}")
-    edges = differs_from_neighbour(labels.long(), ((-1, 0), (0, 1), (1, 1), (1, -1)), ignore_index)
+    edges = differs_from_neighbour(labels.int(), ((-1, 0), (0, 1), (1, 1), (1, -1)), ignore_index)
     for dim, padding in ((1, (0, 0, 2, 1)), (2, (2, 1))):
         padded = F.pad(edges, padding)
         edges = reduce(torch.logical_or, [padded.narrow(dim, i, edges.shape[dim]) for i in range(4)])

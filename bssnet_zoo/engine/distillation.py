@@ -1,8 +1,8 @@
 """Knowledge distillation from any model that gives logits."""
 import torch
-import torch.nn.functional as F
 from torch import nn
 
+from ..resized_losses import ResizedKL, at_least_float32
 from .networks import create_network
 from .recipes import Recipe
 
@@ -26,27 +26,36 @@ def create_teacher(recipe: Recipe, num_classes: int) -> nn.Module | None:
     return teacher.requires_grad_(False)
 
 
-def distillation_loss(logits: torch.Tensor, teacher_logits: torch.Tensor, temperature: float = 1.) -> torch.Tensor:
+def distillation_loss(
+        logits: torch.Tensor,
+        teacher_logits: torch.Tensor,
+        temperature: float = 1.,
+        labels: torch.Tensor | None = None,
+        ignore_index: int = 255,
+) -> torch.Tensor:
     """KL divergence of the student's class distribution from the teacher's, times the square of the temperature.
 
     The square keeps the size of the gradient as the temperature changes (Hinton et al., Distilling the Knowledge in a
-    Neural Network, 2015). It is computed at the student's resolution.
+    Neural Network, 2015). It is computed at the teacher's resolution.
 
     Args:
-        logits: The student's (N, num_classes, H, W).
-        teacher_logits: The teacher's (N, num_classes, h, w), of any size.
+        logits: The student's (N, num_classes, h, w), of any size; resized (bilinear, align_corners=True).
+        teacher_logits: The teacher's (N, num_classes, H, W).
         temperature: Logits are divided by it.
+        labels: Class ids (N, H, W). If given, pixels in which the teacher is wrong don't count.
+        ignore_index: Label of pixels without a class, which count.
 
     Returns:
-        The mean over pixels, a scalar.
+        The mean over the pixels that count, a scalar.
 
     Raises:
         ValueError: The two have other numbers of classes.
     """
     if teacher_logits.shape[1] != logits.shape[1]:
         raise ValueError(f"the teacher gives {teacher_logits.shape[1]} classes, the student {logits.shape[1]}")
-    teacher_logits = F.interpolate(teacher_logits.float(), size=logits.shape[-2:], mode="bilinear", align_corners=True)
-    student = F.log_softmax(logits.float() / temperature, dim=1)
-    teacher = F.log_softmax(teacher_logits / temperature, dim=1)
-    pixels = logits.shape[0] * logits.shape[2] * logits.shape[3]
-    return F.kl_div(student, teacher, reduction="sum", log_target=True) * (temperature ** 2 / pixels)
+    if labels is None:
+        counted = teacher_logits.new_ones(teacher_logits[:, 0].shape, dtype=torch.bool)
+    else:
+        counted = (teacher_logits.argmax(1) == labels) | (labels == ignore_index)
+    total = ResizedKL.apply(at_least_float32(logits).contiguous(), teacher_logits, counted, temperature)
+    return total / counted.count_nonzero().clamp(min=1)

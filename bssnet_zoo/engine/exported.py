@@ -21,7 +21,8 @@ def require(packages: Sequence[str], what: str) -> None:
         try:
             importlib.import_module(package)
         except ImportError as error:
-            raise RuntimeError(f"{what} needs {package} ({error}): pip install 'bssnet_zoo[export]'") from error
+            raise RuntimeError(f"{what} needs {package} ({error}): the extra [export], as in "
+                               "pip install '.[export]'") from error
 
 
 def open_onnx(path: Path, threads: int | None, precision: str) -> tuple[Run, dict[str, str]]:

@@ -67,6 +67,7 @@ class Recipe:
     teacher_checkpoint: str | None = option(None, "weights of the teacher instead of its pretrained ones")
     distill_weight: float = option(1., "weight of the distillation loss")
     temperature: float = option(1., "temperature of the distillation loss")
+    distill_correct: bool = option(False, "leave pixels in which the teacher contradicts the label to the label")
 
     device: str | None = option(None, "cpu, cuda or cuda:1 (with torchrun, cuda); cuda if left out and there is one")
     precision: str = option("float32", f"{', '.join(PRECISIONS)}: the latter two are mixed precision")

@@ -21,6 +21,7 @@ from ..data.check import check_dataset
 from ..data.datasets import SegmentationDataset
 from ..device import PRECISIONS, keep_freed_memory
 from ..losses import BSSNetLosses
+from ..resized_losses import resize
 from .checkpoint import TrainState, save_weights
 from .distillation import create_teacher, distillation_loss
 from .distributed import Process, end_process, init_process
@@ -161,9 +162,10 @@ def forward_backward(
             distill = torch.zeros_like(losses.total)
             if teacher is not None:
                 with torch.no_grad(), autocast:
-                    teacher_logits = teacher(images)
+                    teacher_logits = resize(teacher(images), labels.shape[-2:])
                 distill = recipe.distill_weight * distillation_loss(
-                    getattr(output, "seg", output), teacher_logits, recipe.temperature)
+                    getattr(output, "seg", output), teacher_logits, recipe.temperature,
+                    labels if recipe.distill_correct else None, criterion.ignore_index)
             total = losses.total + distill
             scaler.scale(total / recipe.grad_accum).backward()
         means.append(torch.stack([total, *losses, distill]).detach())

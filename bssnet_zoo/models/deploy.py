@@ -102,6 +102,10 @@ class UpsampleConvReLU(nn.Module):
         self.transposed.weight.data = transposed_weight(conv.weight)
         self.transposed.bias.data = conv.bias.data.clone()
 
+    def plain(self, x: torch.Tensor, height: int, width: int) -> torch.Tensor:
+        """To any size, as it is written: resize, convolution, ReLU."""
+        return F.relu_(self.conv(F.interpolate(x, size=[height, width], mode="nearest")))
+
     def twice(self, x: torch.Tensor) -> torch.Tensor:
         """To twice the size."""
         return F.relu_(self.transposed(x))
@@ -111,7 +115,7 @@ class UpsampleConvReLU(nn.Module):
         odd_height, odd_width = height == 2 * h - 1 and h > 1, width == 2 * w - 1 and w > 1
         doubled = (height == 2 * h or odd_height) and (width == 2 * w or odd_width)
         if not doubled or not transposed_pays(h, w):
-            return F.relu_(self.conv(F.interpolate(x, size=[height, width], mode="nearest")))
+            return self.plain(x, height, width)
         y = self.twice(x)[:, :, :height, :width]
         if odd_height:
             rows = F.pad(F.interpolate(x[:, :, -2:], size=[2, width], mode="nearest"), [0, 0, 0, 1])
