@@ -590,6 +590,8 @@ class TestDistillation:
             assert distillation_loss(logits, teacher, 1., given).item() == pytest.approx(expected.item(), rel=1e-9)
             assert torch.autograd.gradcheck(lambda x, y=given: distillation_loss(x, teacher, 3., y), logits)
         assert distillation_loss(logits, teacher, 1., (teacher.argmax(1) + 1) % 3).item() == 0  # wrong everywhere
+        with pytest.raises(ValueError, match=r"size of the teacher's logits, \(2, 9, 11\), got \(2, 9, 10\)"):
+            distillation_loss(logits, teacher, 1., labels[..., 1:])
 
     def test_any_module(self, tiny_recipe, tmp_path):
         """The student of a teacher that sees one class everywhere comes to see it too."""

@@ -49,12 +49,15 @@ def distillation_loss(
         The mean over the pixels that count, a scalar.
 
     Raises:
-        ValueError: The two have other numbers of classes.
+        ValueError: The two have other numbers of classes, or the labels another size than the teacher's logits.
     """
     if teacher_logits.shape[1] != logits.shape[1]:
         raise ValueError(f"the teacher gives {teacher_logits.shape[1]} classes, the student {logits.shape[1]}")
     if labels is None:
         counted = teacher_logits.new_ones(teacher_logits[:, 0].shape, dtype=torch.bool)
+    elif labels.shape != teacher_logits[:, 0].shape:
+        raise ValueError(f"labels must have the size of the teacher's logits, {tuple(teacher_logits[:, 0].shape)}, got "
+                         f"{tuple(labels.shape)}")
     else:
         counted = (teacher_logits.argmax(1) == labels) | (labels == ignore_index)
     total = ResizedKL.apply(at_least_float32(logits).contiguous(), teacher_logits, counted, temperature)
