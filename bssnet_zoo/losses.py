@@ -17,6 +17,7 @@ from .resized_losses import HardNLL, ResizedBCE, ResizedL1, at_least_float32, re
 
 __all__ = ["BSSNetLoss", "BSSNetLosses", "BoundaryLoss", "OhemCrossEntropyLoss", "PlainLoss"]
 
+
 def negative_log(probability: float) -> float:
     return -math.log(probability) if probability else math.inf
 
