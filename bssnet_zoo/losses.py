@@ -13,7 +13,7 @@ import torch
 from torch import nn
 
 from .data.edges import edge_map
-from .resized_losses import HardNLL, ResizedBCE, ResizedL1, at_least_float32, resize, resized_nll
+from .resized_losses import HardNLL, ResizedBCE, ResizedL1, at_least_float32, planar, resize, resized_nll
 
 __all__ = ["BSSNetLoss", "BSSNetLosses", "BoundaryLoss", "OhemCrossEntropyLoss", "PlainLoss"]
 
@@ -229,8 +229,7 @@ class BoundaryLoss(nn.Module):
                              f"{tuple(logits.shape)} and {tuple(edges.shape)}")
         num_edge, num_rest = (edges == 1).count_nonzero(), (edges == 0).count_nonzero()
         total = (num_edge + num_rest).clamp(min=1)
-        logits = at_least_float32(logits).contiguous()
-        return self.weight * ResizedBCE.apply(logits, edges, num_rest / total, num_edge / total)
+        return self.weight * ResizedBCE.apply(planar(logits), edges, num_rest / total, num_edge / total)
 
 
 class BSSNetLosses(NamedTuple):
@@ -330,7 +329,7 @@ class BSSNetLoss(nn.Module):
             padding = reduce(torch.logical_and, [channel == 0 for channel in images.unbind(1)], ignored)
             boundary = self.boundary(output.border, edge_map(labels, self.ignore_index).masked_fill_(padding, 255))
         if weights.spatial:
-            spatial = ResizedL1.apply(at_least_float32(output.spatial).contiguous(), images)
+            spatial = ResizedL1.apply(planar(output.spatial), images)
         if weights.aux3 or weights.aux4:
             aux3, aux4 = self._aux_losses(output.aux, target, ignored)
         losses = (seg, seg_border, boundary, spatial, aux3, aux4)
@@ -361,7 +360,7 @@ class BSSNetLoss(nn.Module):
     ) -> list[torch.Tensor]:
         threshold, min_kept = negative_log(self.aux_threshold), self.aux_min_kept * len(target)
         totals, counts = zip(*(
-            HardNLL.apply(at_least_float32(logits).contiguous(), target, ignored, threshold, False)
+            HardNLL.apply(planar(logits), target, ignored, threshold, False)
             for logits in heads), strict=True)
         *counts, num_ignored = torch.stack([*counts, ignored.count_nonzero()]).tolist()
         losses = []

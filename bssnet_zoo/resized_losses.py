@@ -9,7 +9,8 @@ import torch
 import torch.nn.functional as F
 from torch.autograd.function import once_differentiable
 
-__all__ = ["HardNLL", "ResizedBCE", "ResizedKL", "ResizedL1", "at_least_float32", "resize", "resized_nll"]
+__all__ = ["HardNLL", "ResizedBCE", "ResizedKL", "ResizedL1", "at_least_float32", "planar", "resize",
+           "resized_nll"]
 
 # Resized logits made at a time, in numbers: what stays in the caches of a CPU; an accelerator wants fewer launches.
 CPU_STRIP = 2 ** 19
@@ -18,6 +19,11 @@ ACCELERATOR_STRIP = 2 ** 25
 
 def at_least_float32(x: torch.Tensor) -> torch.Tensor:
     return x.to(torch.promote_types(x.dtype, torch.float32))
+
+
+def planar(x: torch.Tensor) -> torch.Tensor:
+    """A map as the functions below take it: at least float32, contiguous."""
+    return at_least_float32(x).contiguous()
 
 
 def resize(x: torch.Tensor, size: Sequence[int], align_corners: bool = True) -> torch.Tensor:
@@ -235,4 +241,4 @@ def resized_nll(logits: torch.Tensor, target: torch.Tensor, align_corners: bool 
     Returns:
         (N, H, W).
     """
-    return ResizedNLL.apply(at_least_float32(logits).contiguous(), target, align_corners)
+    return ResizedNLL.apply(planar(logits), target, align_corners)

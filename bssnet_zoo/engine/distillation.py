@@ -2,7 +2,7 @@
 import torch
 from torch import nn
 
-from ..resized_losses import ResizedKL, at_least_float32
+from ..resized_losses import ResizedKL, planar
 from .networks import create_network
 from .recipes import Recipe
 
@@ -60,5 +60,5 @@ def distillation_loss(
                          f"{tuple(labels.shape)}")
     else:
         counted = (teacher_logits.argmax(1) == labels) | (labels == ignore_index)
-    total = ResizedKL.apply(at_least_float32(logits).contiguous(), teacher_logits, counted, temperature)
+    total = ResizedKL.apply(planar(logits), teacher_logits, counted, temperature)
     return total / counted.count_nonzero().clamp(min=1)
