@@ -18,6 +18,7 @@ from conftest import filled
 from PIL import Image
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
+from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from torch import nn
 
 import bssnet_zoo
@@ -26,7 +27,14 @@ from bssnet_zoo.engine import setup as engine_setup
 from bssnet_zoo.engine import train as train_module
 from bssnet_zoo.engine.distillation import create_teacher, distillation_loss
 from bssnet_zoo.engine.distributed import Process
-from bssnet_zoo.engine.networks import SmpModel
+from bssnet_zoo.engine.feature_distillation import (
+    FeatureStudent,
+    FeatureTeacher,
+    create_feature_teacher,
+    create_projections,
+    feature_loss,
+)
+from bssnet_zoo.engine.networks import Renormalize, SmpModel
 from bssnet_zoo.engine.recipes import (
     RECIPES,
     Recipe,
@@ -616,3 +624,99 @@ class TestDistillation:
         assert torch.equal(teacher.stem[0].conv.weight, finished[1].ema.module.stem[0].conv.weight)
         with pytest.raises(ValueError, match="needs teacher, the name of its model"):
             create_teacher(replace(tiny_recipe, teacher_checkpoint=checkpoint), 3)
+
+
+class TestFeatureDistillation:
+    @pytest.fixture()
+    def encoder(self, tmp_path):
+        torch.manual_seed(0)
+        weights = timm.create_model("resnet10t").state_dict()
+        file = tmp_path / "encoder.pth"
+        torch.save(weights, file)
+        return file
+
+    @pytest.fixture()
+    def recipe(self, tiny_recipe, encoder):
+        return replace(tiny_recipe, feature_teacher="resnet10t", feature_checkpoint=str(encoder), feature_weight=3.)
+
+    def test_teacher(self, encoder):
+        """Its features are those of timm's model on images in its own normalisation, each channel standardised."""
+        teacher = FeatureTeacher("resnet10t", encoder)
+        expected = timm.create_model("resnet10t", features_only=True).eval()
+        weights = torch.load(encoder, weights_only=True)
+        expected.load_state_dict({name: weights[name] for name in expected.state_dict()})
+        images = torch.randn(2, 3, 64, 96)
+        features = teacher(images)
+        assert list(features) == list(teacher.channels) == [2, 4, 8, 16, 32]
+        assert not any(p.requires_grad for p in teacher.parameters()) and not teacher.training
+        with torch.no_grad():
+            raw = expected(teacher.renormalize(images))[3]
+        found = features[16]
+        assert (found.mean((0, 2, 3)).abs() < 1e-4).all()
+        torch.testing.assert_close(
+            found, (raw - raw.mean((0, 2, 3), keepdim=True)) / (raw.var((0, 2, 3), correction=0, keepdim=True)
+                                                                + 1e-5).sqrt(), rtol=1e-4, atol=1e-4)
+
+    def test_renormalize(self):
+        """tf_efficientnet_lite2 takes channels from -1 to 1."""
+        black_and_white = torch.tensor([0., 1.]).reshape(2, 1, 1, 1).expand(2, 3, 1, 1)
+        mean, std = (torch.tensor(x).reshape(1, 3, 1, 1) for x in (IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD))
+        found = Renormalize("tf_efficientnet_lite2")((black_and_white - mean) / std)
+        torch.testing.assert_close(found, 2 * black_and_white - 1, rtol=0, atol=1e-6)
+
+    def test_student(self, encoder):
+        """It predicts from the maps at strides 8, 16 and 32, and gives the output that the model gives."""
+        model = bssnet_zoo.create_model("bssnet_t", num_classes=3, drop_rate=0., aux_heads=True).train()
+        teacher = FeatureTeacher("resnet10t", encoder)
+        projections = create_projections(model, teacher)
+        images = torch.randn(2, 3, 64, 96)
+        expected = model(images)
+        output, predicted = FeatureStudent(model, projections)(images)
+        assert torch.equal(output.seg, expected.seg)
+        _, maps = model.forward_intermediates(images)
+        for stride, x in zip((8, 16, 32), maps[1:4], strict=True):
+            torch.testing.assert_close(predicted[stride], projections[str(stride)](x))
+        features = teacher(images)
+        loss = feature_loss(predicted, features)
+        assert loss.item() == pytest.approx(
+            sum(F.smooth_l1_loss(predicted[s], features[s]).item() for s in (8, 16, 32)), rel=1e-6)
+        loss.backward()
+        assert model.stem[0].conv.weight.grad.abs().sum() > 0
+        assert model.stages[4][0].conv1.conv.weight.grad is None  # no feature of the teacher is that coarse
+        with pytest.raises(ValueError, match="the teacher's features at stride 8 are .* the student's"):
+            feature_loss(predicted, {8: features[8][..., 1:], 16: features[16], 32: features[32]})
+
+    def test_run(self, recipe, tmp_path):
+        """The trunk learns to predict, and nothing of the teacher is left in what the run gives."""
+        state = train(replace(recipe, epochs=8, lr=0.02, validate_every=8), tmp_path / "run")
+        losses = [float(row["distill"]) for row in rows(tmp_path / "run" / "log.csv")]
+        assert losses[-1] < 0.9 * losses[0]
+        plain = bssnet_zoo.create_model("bssnet_t", num_classes=3, aux_heads=True).state_dict()
+        assert load_file(tmp_path / "run" / "best.safetensors").keys() == plain.keys()
+        assert state.model.state_dict().keys() == plain.keys()
+
+    def test_resume(self, recipe, tmp_path):
+        """Projections go on where they were, too."""
+        train(recipe, tmp_path / "straight")
+        train(recipe, tmp_path / "halves", stop_epoch=1)
+        train(recipe, tmp_path / "halves", resume=True)
+        straight, halves = (torch.load(tmp_path / name / "last.pth", weights_only=True)
+                            for name in ("straight", "halves"))
+        assert straight["projections"]
+        assert_equal(straight, halves)
+
+    @pytest.mark.parametrize("options, message", [
+        ({"feature_teacher": "resnet10tt"}, "'resnet10tt' is no encoder that timm knows"),
+        ({"feature_teacher": None}, "feature_checkpoint needs feature_teacher"),
+        ({"feature_teacher": "resnet18"}, "fits neither the network nor its encoder"),
+        ({"model": "smp:unet/resnet10t"}, "smp:unet/resnet10t can't have a feature_teacher"),
+    ])
+    def test_refused(self, recipe, options, message):
+        with pytest.raises(ValueError, match=message):
+            create_feature_teacher(replace(recipe, **options))
+
+    def test_no_stride_in_common(self, encoder):
+        teacher = FeatureTeacher("resnet10t", encoder)
+        teacher.channels = {2: 32, 4: 64}
+        with pytest.raises(ValueError, match=r"features at strides \[2, 4\], one of \[8, 16, 32, 64\] is needed"):
+            create_projections(bssnet_zoo.create_model("bssnet_t"), teacher)

@@ -23,6 +23,7 @@ class TrainState:
         optimizer: Of the model's parameters.
         scheduler: Stepped by updates.
         scaler: Of the gradients; does nothing unless the precision is float16.
+        projections: What is trained beside the model and left behind, see `feature_distillation`.
         iteration: Updates done.
         best: Best validation mIoU so far.
     """
@@ -32,6 +33,7 @@ class TrainState:
     optimizer: torch.optim.Optimizer
     scheduler: Scheduler
     scaler: torch.amp.GradScaler
+    projections: nn.Module | None = None
     iteration: int = 0
     best: float = -1.
 
@@ -44,6 +46,7 @@ class TrainState:
                 "optimizer": self.optimizer.state_dict(),
                 "scheduler": self.scheduler.state_dict(),
                 "scaler": self.scaler.state_dict(),
+                "projections": None if self.projections is None else self.projections.state_dict(),
                 "iteration": self.iteration,
                 "best": self.best,
             }, temporary)
@@ -59,6 +62,8 @@ class TrainState:
             for name in ("model", "optimizer", "scheduler", "scaler"):
                 getattr(self, name).load_state_dict(saved[name])
             self.ema.module.load_state_dict(saved["model_ema"])
+            if self.projections is not None:
+                self.projections.load_state_dict(saved["projections"])
             self.iteration, self.best = saved["iteration"], saved["best"]
         except (KeyError, RuntimeError) as error:
             raise ValueError(f"{path} is not a state of this recipe: {str(error).splitlines()[0]}") from error

@@ -1,6 +1,7 @@
-"""Networks by name: the zoo's, and encoder-decoders of segmentation_models_pytorch, to be teachers."""
+"""Networks by name: the zoo's, and those to be teachers: encoders of timm, and encoder-decoders on them."""
 import os
 import re
+from collections.abc import Mapping
 
 import timm
 import torch
@@ -11,11 +12,59 @@ from torch import nn
 from ..models import create_trained_model
 from ..models.checkpoints import read_state_dict
 
-__all__ = ["SmpModel", "create_network"]
+__all__ = ["Renormalize", "SmpModel", "create_network", "encoder_weights"]
 
 SMP = "smp:"
 IMAGENET = "imagenet"
 ENCODER_PREFIX = re.compile(r"^(network\.)?(encoder\.)?(model\.)?")
+
+
+class Renormalize(nn.Module):
+    """From our normalisation of images (N, 3, H, W) to the one that an encoder of timm was trained with."""
+
+    def __init__(self, encoder: str):
+        super().__init__()
+        cfg = timm.get_pretrained_cfg(encoder)
+        mean, std, own_mean, own_std = (
+            torch.tensor(x).reshape(1, 3, 1, 1)
+            for x in (cfg.mean, cfg.std, IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD))
+        self.register_buffer("scale", own_std / std, persistent=False)
+        self.register_buffer("shift", (own_mean - mean) / std, persistent=False)
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        return torch.addcmul(self.shift, images, self.scale)
+
+
+def encoder_weights(
+        own: Mapping[str, torch.Tensor],
+        given: Mapping[str, torch.Tensor],
+        path: str | os.PathLike,
+) -> dict[str, torch.Tensor]:
+    """Weights of an encoder, of whatever names, under those that it has here.
+
+    They are found by timm's names. If they have none of these, they must have timm's order and shapes up to the
+    encoder's last feature; classifiers that follow are left out.
+
+    Args:
+        own: The encoder's tensors, in its order.
+        given: Those of the file.
+        path: The file, for the error message.
+
+    Raises:
+        ValueError: Some are missing, or of another shape.
+    """
+    own, given = ({name: tensor for name, tensor in weights.items() if not name.endswith("num_batches_tracked")}
+                  for weights in (own, given))
+    given = {ENCODER_PREFIX.sub("", name): tensor for name, tensor in given.items()}
+    sources = {name: ENCODER_PREFIX.sub("", name) for name in own}
+    missing = sources.values() - given.keys()
+    if len(missing) == len(own) <= len(given):
+        sources = dict(zip(own, given, strict=False))
+        missing = [name for name, source in sources.items() if own[name].shape != given[source].shape]
+    if missing:
+        raise ValueError(f"{path} fits neither the network nor its encoder: {len(missing)} of the encoder's "
+                         f"{len(own)} tensors are not in it")
+    return {name: given[source] for name, source in sources.items()}
 
 
 class SmpModel(nn.Module):
@@ -52,13 +101,7 @@ class SmpModel(nn.Module):
         except KeyError as error:
             raise ValueError(f"{name}: {str(error.args[0]).splitlines()[0]}") from None
         self.num_classes = num_classes
-        # from our normalisation to the one that the encoder was trained with
-        cfg = timm.get_pretrained_cfg(encoder)
-        mean, std, own_mean, own_std = (
-            torch.tensor(x).reshape(1, 3, 1, 1)
-            for x in (cfg.mean, cfg.std, IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD))
-        self.register_buffer("scale", own_std / std, persistent=False)
-        self.register_buffer("shift", (own_mean - mean) / std, persistent=False)
+        self.renormalize = Renormalize(encoder)
         if weights not in (None, IMAGENET):
             self.load(weights)
 
@@ -66,13 +109,10 @@ class SmpModel(nn.Module):
         """Logits (N, num_classes, H, W) of images (N, 3, H, W)."""
         height, width = images.shape[-2:]
         padded = F.pad(images, (0, -width % self.stride, 0, -height % self.stride), mode="replicate")
-        return self.network(torch.addcmul(self.shift, padded, self.scale))[..., :height, :width]
+        return self.network(self.renormalize(padded))[..., :height, :width]
 
     def load(self, path: str | os.PathLike) -> None:
-        """Loads weights of the whole network, or of its encoder alone.
-
-        Those of the encoder are found by timm's names. If they have none of these, they must have timm's order and
-        shapes up to its last feature; classifiers that follow are left out.
+        """Loads weights of the whole network, or of its encoder alone, as `encoder_weights` finds them.
 
         Raises:
             FileNotFoundError: No such file.
@@ -80,27 +120,12 @@ class SmpModel(nn.Module):
         """
         weights, own = read_state_dict(path), self.state_dict()
         if weights.keys() != own.keys():
-            weights = {**own, **self._encoder_weights(weights, path)}
+            encoder = {name: tensor for name, tensor in own.items() if name.startswith("network.encoder.")}
+            weights = {**own, **encoder_weights(encoder, weights, path)}
         try:
             self.load_state_dict(weights)
         except RuntimeError as error:
             raise ValueError(f"{path} doesn't fit: {str(error).splitlines()[1].strip()}") from None
-
-    def _encoder_weights(self, weights: dict[str, torch.Tensor], path: str | os.PathLike) -> dict[str, torch.Tensor]:
-        """Weights of an encoder, of whatever names, under those that they have in this network."""
-        own = {name: tensor for name, tensor in self.state_dict().items()
-               if name.startswith("network.encoder.") and not name.endswith("num_batches_tracked")}
-        given = {ENCODER_PREFIX.sub("", name): tensor for name, tensor in weights.items()
-                 if not name.endswith("num_batches_tracked")}
-        sources = {name: ENCODER_PREFIX.sub("", name) for name in own}
-        missing = sources.values() - given.keys()
-        if len(missing) == len(own) <= len(given):
-            sources = dict(zip(own, given, strict=False))
-            missing = [name for name, source in sources.items() if own[name].shape != given[source].shape]
-        if missing:
-            raise ValueError(f"{path} fits neither the network nor its encoder: {len(missing)} of the encoder's "
-                             f"{len(own)} tensors are not in it")
-        return {name: given[source] for name, source in sources.items()}
 
 
 def create_network(

@@ -68,6 +68,10 @@ class Recipe:
     distill_weight: float = option(1., "weight of the distillation loss")
     temperature: float = option(1., "temperature of the distillation loss")
     distill_correct: bool = option(False, "leave pixels in which the teacher contradicts the label to the label")
+    feature_teacher: str | None = option(None, "encoder of timm whose features the trunk learns to predict as well, "
+                                         "for example tf_efficientnet_lite2")
+    feature_checkpoint: str | None = option(None, "weights of the feature teacher instead of timm's own")
+    feature_weight: float = option(1., "weight of the loss on the feature teacher's features")
 
     device: str | None = option(None, "cpu, cuda or cuda:1 (with torchrun, cuda); cuda if left out and there is one")
     precision: str = option("float32", f"{', '.join(PRECISIONS)}: the latter two are mixed precision")

@@ -20,6 +20,7 @@ from ..models import create_model, list_models
 from ..models.widen import widen_
 from .checkpoint import TrainState
 from .distributed import Process
+from .feature_distillation import FeatureStudent
 from .interrupt import StopRequest
 from .networks import SMP, SmpModel
 from .recipes import Recipe
@@ -123,13 +124,19 @@ def create_criterion(model: nn.Module, recipe: Recipe, ignore_index: int) -> nn.
     return BSSNetLoss(recipe.class_weights, ignore_index, loss_weights=recipe.loss_weights)
 
 
-def create_state(model: nn.Module, recipe: Recipe, iterations: int) -> TrainState:
+def create_state(
+        model: nn.Module,
+        recipe: Recipe,
+        iterations: int,
+        projections: nn.Module | None = None,
+) -> TrainState:
     """Averaged weights, optimiser, schedule and gradient scaler of a model.
 
     Args:
         model: The network itself, without wrappers, on its device.
         recipe: The recipe.
         iterations: Length of the whole run.
+        projections: What is to be trained beside it.
 
     Raises:
         ValueError: An optimiser that timm doesn't know.
@@ -140,17 +147,22 @@ def create_state(model: nn.Module, recipe: Recipe, iterations: int) -> TrainStat
         model, opt=recipe.opt, lr=recipe.lr, momentum=recipe.momentum, weight_decay=recipe.weight_decay,
         filter_bias_and_bn=not recipe.decay_all, layer_decay=recipe.layer_decay,
         foreach=True if "foreach" in parameters else None)
+    if projections is not None:
+        optimizer.add_param_group({"params": list(projections.parameters())})
     # the average must forget the first, random weights: its decay rises as iteration / (10 + iteration)
     ema = ModelEmaV3(model, decay=recipe.ema_decay, use_warmup=True, warmup_gamma=10, warmup_power=1)
     scheduler = PolyLRScheduler(
         optimizer, t_initial=iterations, power=recipe.poly_power, warmup_t=recipe.warmup_iterations, t_in_epochs=False)
     device = next(model.parameters()).device
     scaler = torch.amp.GradScaler(device.type, enabled=recipe.precision == "float16")
-    return TrainState(model, ema, optimizer, scheduler, scaler)
+    return TrainState(model, ema, optimizer, scheduler, scaler, projections)
 
 
-def wrap_model(model: nn.Module, recipe: Recipe, process: Process) -> nn.Module:
-    """The model as it is called in training: compiled and, with several processes, averaging gradients."""
+def wrap_model(state: TrainState, recipe: Recipe, process: Process) -> nn.Module:
+    """The model as it is called in training: with its projections, compiled, averaging gradients over processes."""
+    model = state.model
+    if state.projections is not None:
+        model = FeatureStudent(model, state.projections)
     if recipe.compile:
         model = torch.compile(model)
     if process.world_size == 1:

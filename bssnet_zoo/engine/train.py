@@ -26,6 +26,7 @@ from .checkpoint import TrainState, save_weights
 from .distillation import create_teacher, distillation_loss
 from .distributed import Process, end_process, init_process
 from .evaluate import evaluate
+from .feature_distillation import create_feature_teacher, create_projections, feature_loss
 from .interrupt import StopRequest
 from .recipes import Recipe, add_recipe_arguments, load_recipe, recipe_from_arguments
 from .report import save_curve, save_strip
@@ -88,10 +89,15 @@ def train(
     last = min(iterations, math.ceil(stop_epoch * epoch)) if stop_epoch is not None else iterations
 
     classes = train_set.classes
-    state = create_state(create_student(recipe, len(classes.names), process), recipe, iterations)
+    student = create_student(recipe, len(classes.names), process)
+    feature_teacher, projections = create_feature_teacher(recipe), None
+    if feature_teacher is not None:
+        feature_teacher.to(process.device)
+        projections = create_projections(student, feature_teacher).to(process.device)
+    state = create_state(student, recipe, iterations, projections)
     if checkpoint.exists():
         state.load(checkpoint)
-    model = wrap_model(state.model, recipe, process)
+    model = wrap_model(state, recipe, process)
     teacher = prepare_teacher(teacher, recipe, len(classes.names), process)
     criterion = create_criterion(state.model, recipe, train_set.ignore_index).to(process.device)
     sampler = train_sampler(train_set, recipe, process, state.iteration)
@@ -105,7 +111,7 @@ def train(
         while state.iteration < last and not stopped:
             process.seed(recipe.seed, state.iteration)
             losses = forward_backward(
-                model, criterion, islice(batches, recipe.grad_accum), recipe, state.scaler, teacher)
+                model, criterion, islice(batches, recipe.grad_accum), recipe, state.scaler, teacher, feature_teacher)
             grad_norm = clip_gradients(state, recipe)
             values = torch.stack([*losses, grad_norm, grad_norm.new_tensor(stop.requested)])
             *values, stopped = process.mean(values).tolist()
@@ -136,6 +142,7 @@ def forward_backward(
         recipe: Recipe,
         scaler: torch.amp.GradScaler,
         teacher: nn.Module | None = None,
+        feature_teacher: nn.Module | None = None,
 ) -> torch.Tensor:
     """Adds up the gradients of ``grad_accum`` batches, so that they are those of the mean loss.
 
@@ -146,6 +153,7 @@ def forward_backward(
         recipe: Precision, accumulation and distillation.
         scaler: Scales the loss.
         teacher: Gives logits to distil from.
+        feature_teacher: Gives features to distil from; the model is then a `FeatureStudent`.
 
     Returns:
         The mean losses over the batches, in the order of `LOSS_NAMES`: (8,) float32.
@@ -158,6 +166,7 @@ def forward_backward(
         with model.no_sync() if more_to_come else nullcontext():
             with autocast:
                 output = model(images)
+            output, predicted = output if feature_teacher is not None else (output, None)
             losses = criterion(output, images, labels)
             distill = torch.zeros_like(losses.total)
             if teacher is not None:
@@ -166,6 +175,10 @@ def forward_backward(
                 distill = recipe.distill_weight * distillation_loss(
                     getattr(output, "seg", output), teacher_logits, recipe.temperature,
                     labels if recipe.distill_correct else None, criterion.ignore_index)
+            if feature_teacher is not None:
+                with autocast:
+                    features = feature_teacher(images)
+                distill = distill + recipe.feature_weight * feature_loss(predicted, features)
             total = losses.total + distill
             scaler.scale(total / recipe.grad_accum).backward()
         means.append(torch.stack([total, *losses, distill]).detach())
