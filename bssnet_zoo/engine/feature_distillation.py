@@ -34,11 +34,8 @@ class FeatureTeacher(nn.Module):
             raise ValueError(f"'{name}' is no encoder that timm knows: give one such as tf_efficientnet_lite2")
         self.encoder = timm.create_model(name, pretrained=weights is None, features_only=True)
         if weights is not None:
-            given = encoder_weights(self.encoder.state_dict(), read_state_dict(weights), weights)
-            try:
-                self.encoder.load_state_dict({**self.encoder.state_dict(), **given})
-            except RuntimeError as error:
-                raise ValueError(f"{weights} doesn't fit {name}: {str(error).splitlines()[1].strip()}") from None
+            own = self.encoder.state_dict()
+            self.encoder.load_state_dict({**own, **encoder_weights(own, read_state_dict(weights), weights)})
         self.renormalize = Renormalize(name)
         self.channels = dict(zip(self.encoder.feature_info.reduction(), self.encoder.feature_info.channels(),
                                  strict=True))

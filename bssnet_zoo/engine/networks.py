@@ -57,13 +57,13 @@ def encoder_weights(
                   for weights in (own, given))
     given = {ENCODER_PREFIX.sub("", name): tensor for name, tensor in given.items()}
     sources = {name: ENCODER_PREFIX.sub("", name) for name in own}
-    missing = sources.values() - given.keys()
-    if len(missing) == len(own) <= len(given):
+    if len(own) <= len(given) and not given.keys() & set(sources.values()):
         sources = dict(zip(own, given, strict=False))
-        missing = [name for name, source in sources.items() if own[name].shape != given[source].shape]
+    missing = [name for name, source in sources.items()
+               if source not in given or own[name].shape != given[source].shape]
     if missing:
         raise ValueError(f"{path} fits neither the network nor its encoder: {len(missing)} of the encoder's "
-                         f"{len(own)} tensors are not in it")
+                         f"{len(own)} tensors are not in it, or of another shape")
     return {name: given[source] for name, source in sources.items()}
 
 
