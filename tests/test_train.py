@@ -401,6 +401,15 @@ def gradients(recipe: Recipe, process: Process) -> list[torch.Tensor]:
     return [parameter.grad for parameter in model.parameters()]
 
 
+def train_in_two_processes(recipe: Path, output: Path) -> subprocess.CompletedProcess:
+    run = subprocess.run(
+        [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m", "bssnet_zoo",
+         "train", "--recipe", recipe, "--output", output],
+        env=environment(), capture_output=True, text=True, timeout=300)
+    assert run.returncode == 0, run.stderr
+    return run
+
+
 class TestGradients:
     def test_accumulation(self, tiny_recipe):
         """Two half batches give the mean of their gradients."""
@@ -422,11 +431,7 @@ class TestGradients:
         recipe = replace(tiny_recipe, freeze_bn=True, epochs=0, iterations=1, opt="momentum",
                          weight_decay=0., validate_every=1)
         save_recipe(recipe, tmp_path / "start.yaml")
-        run = subprocess.run(
-            [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m", "bssnet_zoo",
-             "train", "--recipe", tmp_path / "start.yaml", "--output", tmp_path / "run"],
-            env=environment(), capture_output=True, text=True, timeout=300)
-        assert run.returncode == 0, run.stderr
+        run = train_in_two_processes(tmp_path / "start.yaml", tmp_path / "run")
         saved = torch.load(tmp_path / "run" / "last.pth", weights_only=True)["optimizer"]["state"]
         halves = [gradients(recipe, Process(CPU.device, rank, 2)) for rank in (0, 1)]
         for i, (a, b) in enumerate(zip(*halves, strict=True)):
@@ -704,6 +709,16 @@ class TestFeatureDistillation:
                             for name in ("straight", "halves"))
         assert straight["projections"]
         assert_equal(straight, halves)
+
+    @pytest.mark.slow
+    def test_two_processes(self, recipe, tmp_path):
+        """Their projections are trained together: the second update still finds all gradients reduced."""
+        save_recipe(recipe.with_options(iterations=2, validate_every=1), tmp_path / "recipe.yaml")
+        train_in_two_processes(tmp_path / "recipe.yaml", tmp_path / "run")
+        saved = torch.load(tmp_path / "run" / "last.pth", weights_only=True)
+        assert saved["iteration"] == 2
+        assert all(weight.isfinite().all() for weight in saved["projections"].values())
+        assert all(float(row["distill"]) > 0 for row in rows(tmp_path / "run" / "log.csv"))
 
     @pytest.mark.parametrize("options, message", [
         ({"feature_teacher": "resnet10tt"}, "'resnet10tt' is no encoder that timm knows"),
