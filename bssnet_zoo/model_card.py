@@ -132,8 +132,8 @@ def _evaluation(repo_id: str, architecture: str, provenance: Provenance) -> str:
     text = f"{on}; {how}:\n\n{table}\n\n```bash\n{command}\n```"
     if name in WEIGHTS:
         text += (f"\n\nThe paper gives {PAPER_CAMVID_MIOU[architecture]} % for this network on CamVid, trained at "
-                 "720 x 960 from an ImageNet trunk. Its weights were never published, and these, trained at a quarter "
-                 "of the pixels without pretraining, don't reach it.")
+                 "720 x 960 from an ImageNet trunk. Its weights were never published, and these, trained from random "
+                 "weights at a quarter of the pixels, don't reach it.")
     return text
 
 
