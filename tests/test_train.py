@@ -166,6 +166,7 @@ class TestRecipes:
         ({"epochs": 0}, "either epochs or iterations"),
         ({"epochs": 1, "iterations": 5}, "either epochs or iterations"),
         ({"batch_size": 0}, "batch_size must be more than 0"),
+        ({"feature_weight": -1.}, "feature_weight must be 0 or more, got -1.0"),
         ({"ema_decay": 1.}, "ema_decay"),
         ({"crop_size": (64,)}, "crop_size must be a height and a width"),
         ({"val_size": (64, 0)}, "val_size must be a height and a width"),

@@ -94,6 +94,9 @@ class Recipe:
         for name in positive:
             if getattr(self, name) <= 0:
                 raise ValueError(f"{name} must be more than 0, got {getattr(self, name)}")
+        for name in ("distill_weight", "feature_weight"):
+            if not getattr(self, name) >= 0:
+                raise ValueError(f"{name} must be 0 or more, got {getattr(self, name)}")
         for name in ("base_size", "crop_size", "val_size"):
             size = getattr(self, name)
             if size is not None and (len(size) != 2 or min(size) < 1):
