@@ -137,8 +137,8 @@ def test_half_precision(exported, format, precision):
 def pictures(tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("pictures")
     image = TF.to_pil_image(load_image(STREET))
-    for i in range(3):
-        image.crop((60 * i, 0, 60 * i + 300, 300)).save(folder / f"{i}.png")
+    for i in range(6):
+        image.crop((10 * i, 12 * i, 480 - 10 * i, 360 - 4 * i)).save(folder / f"{i}.png")
     return folder
 
 

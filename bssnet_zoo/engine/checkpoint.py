@@ -40,16 +40,18 @@ class TrainState:
     def save(self, path: str | os.PathLike) -> None:
         """Writes the state, whole or not at all. ``create_model(checkpoint_path=...)`` reads its EMA weights."""
         with atomic_path(path) as temporary:
-            torch.save({
+            state = {
                 "model": self.model.state_dict(),
                 "model_ema": self.ema.module.state_dict(),
                 "optimizer": self.optimizer.state_dict(),
                 "scheduler": self.scheduler.state_dict(),
                 "scaler": self.scaler.state_dict(),
-                "projections": None if self.projections is None else self.projections.state_dict(),
                 "iteration": self.iteration,
                 "best": self.best,
-            }, temporary)
+            }
+            if self.projections is not None:
+                state["projections"] = self.projections.state_dict()
+            torch.save(state, temporary)
 
     def load(self, path: str | os.PathLike) -> None:
         """Takes over a saved state.
