@@ -252,11 +252,11 @@ class TestCheck:
         assert scans[0].counts[[0, 1, 2, 255]].tolist() == [48] * 4
 
 
-@pytest.fixture
-def augmented(tmp_path):
+@pytest.fixture(params=[0., 0.7], ids=["alone", "class_mix"])
+def augmented(tmp_path, request):
     """A data set of 5 with augmentation."""
     spec = make_folder(tmp_path, names="abcde")
-    return open_dataset(spec, "train", TrainTransform((0.5, 2), SIZE, (10, 14)), seed=3)
+    return open_dataset(spec, "train", TrainTransform((0.5, 2), SIZE, (10, 14)), seed=3, class_mix=request.param)
 
 
 class TestReproducibility:
@@ -423,6 +423,46 @@ class TestClassCrop:
         image, label = torch.zeros(3, 8, 8, dtype=torch.uint8), torch.zeros(8, 8, dtype=torch.uint8)
         rng = np.random.default_rng(0)
         assert 70 < sum((transform(image, label, rng)[1] == 255).any().item() for _ in range(400)) < 130
+
+
+class TestClassMix:
+    def test_half_of_the_classes_are_pasted(self):
+        other = torch.tensor([[3, 3, 5, 5], [7, 9, 255, 255]])
+        seen = set()
+        for seed in range(100):
+            image, label = torch.zeros(3, 2, 4), torch.full((2, 4), 2)
+            mixed, mixed_label = transforms.class_mix(
+                image, label, torch.ones(3, 2, 4), other, np.random.default_rng(seed))
+            pasted = mixed_label != 2
+            assert not image.any() and (label == 2).all()
+            assert torch.equal(mixed_label[pasted], other[pasted])
+            assert torch.equal(mixed, pasted.float().expand(3, 2, 4))
+            drawn = set(mixed_label[pasted].tolist())
+            assert len(drawn) == 2 and 255 not in drawn
+            assert all(torch.equal(mixed_label == c, other == c) for c in drawn)
+            seen |= drawn
+        assert seen == {3, 5, 7, 9}
+
+    def test_odd_number_of_classes_and_none(self):
+        image, rng = torch.zeros(3, 1, 3), np.random.default_rng(0)
+        label = torch.tensor([[1, 1, 255]])
+        mixed = transforms.class_mix(image, label, image + 1, torch.tensor([[4, 5, 6]]), rng)[1]
+        assert (mixed > 3).sum() == 2
+        empty = transforms.class_mix(image, label, image + 1, torch.full((1, 3), 255), rng)
+        assert torch.equal(empty[0], image) and torch.equal(empty[1], label)
+
+    def test_share_and_source_in_a_dataset(self, tmp_path):
+        spec = make_folder(tmp_path, names="abcde")
+        transform = TrainTransform((1, 1), SIZE, SIZE)
+        alone = open_dataset(spec, "train", transform)
+        half = open_dataset(spec, "train", transform, class_mix=0.5)
+        same = sum(torch.equal(alone[epoch, 0][0], half[epoch, 0][0]) for epoch in range(200))
+        # a fifth of the mixed ones get their own pixels, which the colours of another draw give away
+        assert 70 < same < 130
+
+    def test_no_probability(self, tmp_path):
+        with pytest.raises(ValueError, match="class_mix is a probability, 0 to 1, got 2"):
+            open_dataset(make_folder(tmp_path), "train", class_mix=2)
 
 
 class Draws:

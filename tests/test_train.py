@@ -390,6 +390,13 @@ class TestResume:
         assert all(tensor.isfinite().all() for tensor in saved["model"].values())
 
 
+def test_augmentation_of_the_recipe(tiny_recipe):
+    options = {"scale_range": (0.5, 0.75), "gamma": 0.3, "class_crop": 0.2}
+    dataset, val_set = open_datasets(replace(tiny_recipe, class_mix=0.4, **options))
+    assert {name: getattr(dataset.transform, name) for name in options} == options
+    assert dataset.class_mix == 0.4 and val_set.class_mix == 0
+
+
 def gradients(recipe: Recipe, process: Process) -> list[torch.Tensor]:
     """Gradients of the first iteration's share of a process."""
     dataset, _ = open_datasets(recipe)

@@ -1,7 +1,9 @@
 """Class names and palettes of the data sets."""
 from dataclasses import dataclass
 
-__all__ = ["CAMVID", "CITYSCAPES", "ClassInfo", "default_palette"]
+__all__ = ["CAMVID", "CITYSCAPES", "IGNORE_INDEX", "ClassInfo", "default_palette"]
+
+IGNORE_INDEX = 255  # the label of what is no class
 
 RGB = tuple[int, int, int]
 

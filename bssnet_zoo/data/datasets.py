@@ -12,11 +12,11 @@ from torch.utils.data import Dataset
 from torchvision import datasets as torchvision_datasets
 from torchvision.transforms.v2 import functional as F
 
-from .classes import CAMVID, CITYSCAPES, ClassInfo, default_palette
+from . import transforms
+from .classes import CAMVID, CITYSCAPES, IGNORE_INDEX, ClassInfo, default_palette
 
-__all__ = ["IGNORE_INDEX", "SPLITS", "SegmentationDataset", "open_dataset", "read_image", "read_label"]
+__all__ = ["SPLITS", "SegmentationDataset", "open_dataset", "read_image", "read_label"]
 
-IGNORE_INDEX = 255
 UNKNOWN = 254  # stands in a mapped label for a value that the data set doesn't know
 SPLITS = {"train": ("train",), "val": ("val",), "test": ("test",), "trainval": ("train", "val")}
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp")
@@ -54,7 +54,8 @@ class SegmentationDataset(Dataset):
     ``dataset[index]`` gives ``(image, label)``. Without a transform: the decoded image, uint8 (3, H, W), and the int64
     label map (H, W) with class ids and ``ignore_index``. With one: what ``transform(image, label, rng)`` returns, where
     the label is uint8 and ``rng`` is a NumPy generator seeded from (seed, epoch, index). So a sample is the same
-    whatever process makes it, and however often that process was restarted.
+    whatever process makes it, and however often that process was restarted. Where ``class_mix`` says so, it is mixed
+    with another one, by `class_mix`, after the transform of both.
 
     The epoch comes from the key, ``dataset[epoch, index]`` (``TrainSampler`` yields such keys), or else from
     ``set_epoch``, which reaches worker processes that are already running.
@@ -67,6 +68,7 @@ class SegmentationDataset(Dataset):
         transform: Called as ``transform(image, label, rng)``.
         seed: Seed of the augmentation.
         unpaired: Label files without an image, for ``check_dataset`` to report.
+        class_mix: Probability that a sample is mixed with one drawn at random. It needs a transform to one size.
 
     Attributes:
         cache: Keeps decoded images and labels in the memory of each process that loads them, once it is a dict.
@@ -82,7 +84,10 @@ class SegmentationDataset(Dataset):
             transform: Callable | None = None,
             seed: int = 0,
             unpaired: Iterable[Path] = (),
+            class_mix: float = 0.,
     ):
+        if not 0 <= class_mix <= 1:
+            raise ValueError(f"class_mix is a probability, 0 to 1, got {class_mix}")
         self.files = list(files)
         self.classes = classes
         self.id_map = _identity(classes) if id_map is None else id_map
@@ -90,6 +95,7 @@ class SegmentationDataset(Dataset):
         self.transform = transform
         self.seed = seed
         self.unpaired = list(unpaired)
+        self.class_mix = class_mix
         self.cache: dict[int, tuple[Tensor, Tensor]] | None = None
         self._epoch = torch.zeros((), dtype=torch.int64).share_memory_()
 
@@ -107,7 +113,12 @@ class SegmentationDataset(Dataset):
         image, label = self.load(index)
         if self.transform is None:
             return image.clone(), label.long()  # the caller's own, not those in the cache
-        return self.transform(image, label, np.random.default_rng((self.seed, epoch, index)))
+        rng = np.random.default_rng((self.seed, epoch, index))
+        sample = self.transform(image, label, rng)
+        if self.class_mix and rng.random() < self.class_mix:
+            other = self.transform(*self.load(int(rng.integers(len(self)))), rng)
+            sample = transforms.class_mix(*sample, *other, rng, self.ignore_index)
+        return sample
 
     def load(self, index: int) -> tuple[Tensor, Tensor]:
         """The image and its label without the transform, both uint8: (3, H, W) and (H, W).
@@ -138,7 +149,13 @@ class SegmentationDataset(Dataset):
         return f"allowed {ranges(np.flatnonzero(self.id_table < UNKNOWN).tolist())}; ignored {ignored}"
 
 
-def open_dataset(spec: str, split: str, transform: Callable | None = None, seed: int = 0) -> SegmentationDataset:
+def open_dataset(
+        spec: str,
+        split: str,
+        transform: Callable | None = None,
+        seed: int = 0,
+        class_mix: float = 0.,
+) -> SegmentationDataset:
     """Open a data set by its kind and folder.
 
     - ``camvid``: the SegNet tutorial's ``train/ trainannot/ val/ valannot/ test/ testannot/``, or ``imgs/{split}
@@ -159,6 +176,7 @@ def open_dataset(spec: str, split: str, transform: Callable | None = None, seed:
         split: ``"train"``, ``"val"``, ``"test"`` or ``"trainval"``.
         transform: Called as ``transform(image, label, rng)``, see ``SegmentationDataset``.
         seed: Seed of the augmentation.
+        class_mix: Probability that a sample is mixed with another one, see ``SegmentationDataset``.
 
     Raises:
         ValueError: The split or the layout is unknown, there are no images, or ``dataset.yaml`` is wrong.
@@ -178,6 +196,7 @@ def open_dataset(spec: str, split: str, transform: Callable | None = None, seed:
         transform=transform,
         seed=seed,
         unpaired=[path for part in parts for path in part.unpaired],
+        class_mix=class_mix,
     )
 
 

@@ -10,10 +10,10 @@ from torch.nn.functional import pad
 from torchvision.transforms import InterpolationMode
 from torchvision.transforms.v2 import functional as F
 
-from .datasets import IGNORE_INDEX
+from .classes import IGNORE_INDEX
 
 __all__ = [
-    "EvalTransform", "TrainTransform", "class_crop_window", "photometric_distortion", "random_crop_window"]
+    "EvalTransform", "TrainTransform", "class_crop_window", "class_mix", "photometric_distortion", "random_crop_window"]
 
 Size = tuple[int, int]
 Floats = tuple[float, ...]
@@ -180,6 +180,36 @@ def class_crop_window(
     starts = [int(rng.integers(max(0, at - side + 1), min(at, whole - side) + 1))
               for at, side, whole in zip(pixel, window, label.shape, strict=True)]
     return *starts, *window
+
+
+def class_mix(
+        image: Tensor,
+        label: Tensor,
+        other_image: Tensor,
+        other_label: Tensor,
+        rng: np.random.Generator,
+        ignore_index: int = IGNORE_INDEX,
+) -> tuple[Tensor, Tensor]:
+    """Paste what belongs to half of the classes of another sample, drawn at random, over a sample of the same size.
+
+    ClassMix (Olsson et al., WACV 2021), here between labelled samples.
+
+    Args:
+        image: (3, H, W), as `TrainTransform` gives it. It isn't changed.
+        label: Class ids (H, W).
+        other_image: (3, H, W) of the other sample.
+        other_label: Class ids (H, W) of it.
+        rng: Where the random numbers come from.
+        ignore_index: Label that is no class: what has it isn't pasted.
+
+    Returns:
+        The mixed image and label.
+    """
+    classes = other_label.unique()
+    classes = classes[classes != ignore_index].numpy()
+    drawn = rng.permutation(classes)[:(len(classes) + 1) // 2]
+    pasted = torch.isin(other_label, torch.from_numpy(drawn))
+    return torch.where(pasted, other_image, image), torch.where(pasted, other_label, label)
 
 
 def photometric_distortion(image: Tensor, rng: np.random.Generator) -> Tensor:

@@ -41,6 +41,7 @@ class Recipe:
     val_size: tuple[int, int] | None = option(None, "size of the images in validation; their own if left out")
     gamma: float = option(0., "largest natural logarithm of a random gamma, for other light; 0 leaves it out")
     class_crop: float = option(0., "share of the crops that are laid around a pixel of a class drawn at random")
+    class_mix: float = option(0., "share of the images that get the pixels of half of the classes of another one")
     class_weights: tuple[float, ...] | None = option(None, "weight of each class in the cross-entropy")
     loss_weights: tuple[float, ...] = option((1., 1., 1., 1., 1., 1.), "factors of the losses seg, seg_border, border, "
                                              "spatial, aux3 and aux4")

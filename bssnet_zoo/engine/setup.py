@@ -37,7 +37,8 @@ def open_datasets(recipe: Recipe) -> tuple[SegmentationDataset, SegmentationData
     """The data sets to train and to validate on, with the recipe's transforms."""
     augment = TrainTransform(
         recipe.scale_range, recipe.base_size, recipe.crop_size, gamma=recipe.gamma, class_crop=recipe.class_crop)
-    train_set = open_dataset(recipe.data, recipe.train_split, augment, seed=recipe.seed)
+    train_set = open_dataset(
+        recipe.data, recipe.train_split, augment, seed=recipe.seed, class_mix=recipe.class_mix)
     if recipe.cache:
         train_set.cache = {}
     return train_set, open_dataset(recipe.data, recipe.val_split, EvalTransform(recipe.val_size))
