@@ -397,6 +397,13 @@ def test_augmentation_of_the_recipe(tiny_recipe):
     assert dataset.class_mix == 0.4 and val_set.class_mix == 0
 
 
+@pytest.mark.parametrize("options", [{"class_mix": 2.}, {"gamma": -1.}, {"scale_range": (2., 0.5)}, {"data": "x:y"}])
+def test_refused_before_a_folder_is_made(tiny_recipe, options, tmp_path):
+    with pytest.raises(ValueError):
+        train(replace(tiny_recipe, **options), tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
 def gradients(recipe: Recipe, process: Process) -> list[torch.Tensor]:
     """Gradients of the first iteration's share of a process."""
     dataset, _ = open_datasets(recipe)

@@ -79,8 +79,8 @@ def train(
     process = init_process(recipe.device)
     if process.device.type == "cpu":
         keep_freed_memory()
+    train_set, val_set = open_datasets(recipe)  # which refuses what can't work, before a folder is made
     checkpoint = open_run_folder(Path(output), recipe, resume, process.primary)
-    train_set, val_set = open_datasets(recipe)
     if process.primary and not checkpoint.exists():
         check_dataset(train_set)
         check_dataset(val_set)
