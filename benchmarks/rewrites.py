@@ -1,12 +1,13 @@
 """What each rewrite of `bssnet_zoo.deploy` gains: the deployed network without it, over the deployed network.
 
     python benchmarks/rewrites.py [--models bssnet_t bssnet_b] [--size 360x480 720x960 1024x2048]
-                                  [--precision float32 bfloat16] [--threads 2]
+                                  [--precision float32 bfloat16] [--threads 2] [--no-keep-freed-memory]
 
 Timed as `bssnet-zoo bench` does: by turns, each side in a process of its own, up to raw logits. A cell is the median
 over the rounds of how much longer it takes, and the 10th and 90th percentile. The row "none" compares the deployed
 network with its copy: what it is away from 1 is noise. The last rows are rewrites that are not kept, timed alone.
-The deployed networks keep freed memory, as docs/deploy.md advises; the two rows of the network as created don't.
+The deployed networks keep freed memory, as docs/deploy.md advises, unless told not to; the two rows of the network as
+created don't.
 """
 import argparse
 from collections.abc import Callable, Sequence
@@ -124,9 +125,10 @@ def make_whole(name: str, size: Sequence[int], dtype: torch.dtype, channels_last
 
 
 @torch.no_grad()
-def make_deployed(name: str, size: Sequence[int], dtype: torch.dtype, rewrite: str) -> Callable[[], torch.Tensor]:
+def make_deployed(name: str, size: Sequence[int], dtype: torch.dtype, keep: bool, rewrite: str) -> Callable:
     """The deployed network without one of its rewrites, which must leave the logits as they are."""
-    keep_freed_memory()
+    if keep:
+        keep_freed_memory()
     model = bssnet_zoo.deploy(bssnet_zoo.create_model(name, pretrained=True).eval()).to(dtype)
     images = street(size).to(dtype, memory_format=torch.channels_last)
 
@@ -168,18 +170,18 @@ def make_merged(name: str, size: Sequence[int], dtype: torch.dtype, what: str, m
 MERGED = ("first convolutions merged", "compressions merged", "last convolutions grouped")
 
 
-def column(name: str, size: Sequence[int], dtype: torch.dtype, threads: int, seconds: float) -> dict[str, str]:
+def column(name: str, size: Sequence[int], dtype: torch.dtype, args: argparse.Namespace) -> dict[str, str]:
     """The cells of one network at one size in one precision, by row."""
-    rewrites = [rewrite for rewrite in UNDONE if name == "bssnet_b" or not rewrite.endswith("(B)")]
+    deployed = partial(make_deployed, name, size, dtype, args.keep_freed_memory)
     sides = {
         "all, from float32 NCHW": partial(make_whole, name, size, torch.float32, False),
         "all, from channels_last": partial(make_whole, name, size, dtype, True),
-        "deployed": partial(make_deployed, name, size, dtype, "none"),
-        **{rewrite: partial(make_deployed, name, size, dtype, rewrite) for rewrite in rewrites},
+        "deployed": partial(deployed, "none"),
+        **{rewrite: partial(deployed, rewrite) for rewrite in UNDONE},
         **{f"{what} {merged}": partial(make_merged, name, size, dtype, what, merged)
            for what in MERGED for merged in (False, True)},
     }
-    timings = time_by_turns(sides, torch.device("cpu"), threads, seconds, rounds=6, warmup=1)
+    timings = time_by_turns(sides, torch.device("cpu"), args.threads, args.seconds, rounds=6, warmup=1)
 
     def ratio(slow: str, fast: str) -> str:
         for side in (slow, fast):
@@ -188,7 +190,7 @@ def column(name: str, size: Sequence[int], dtype: torch.dtype, threads: int, sec
         rounds = zip(timings[slow].seconds, timings[fast].seconds, strict=True)
         return spread([s / f for s, f in rounds]).format(digits=2)
 
-    cells = {row: ratio(row, "deployed") for row in [*list(sides)[:2], *rewrites]}
+    cells = {row: ratio(row, "deployed") for row in [*list(sides)[:2], *UNDONE]}
     return cells | {f"not kept: {what}": ratio(f"{what} False", f"{what} True") for what in MERGED}
 
 
@@ -199,11 +201,12 @@ def main():
     parser.add_argument("--precision", nargs="+", default=["float32", "bfloat16"], choices=PRECISIONS)
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--seconds", type=float, default=1., help="for each row (default: %(default)s)")
+    parser.add_argument("--keep-freed-memory", action=argparse.BooleanOptionalAction, default=True,
+                        help="in the deployed networks (default: yes)")
     args = parser.parse_args()
     for name in args.models:
         for size in parse_sizes(args.size):
-            cells = [column(name, size, PRECISIONS[precision], args.threads, args.seconds)
-                     for precision in args.precision]
+            cells = [column(name, size, PRECISIONS[precision], args) for precision in args.precision]
             print(f"\n{name} {size[0]}x{size[1]}, {args.threads} threads, torch {torch.__version__}\n")
             print(f"| rewrite | {' | '.join(args.precision)} |\n|{'---|' * (len(cells) + 1)}")
             for row in cells[0]:
