@@ -1,13 +1,14 @@
 """What each rewrite of `bssnet_zoo.deploy` gains: the deployed network without it, over the deployed network.
 
     python benchmarks/rewrites.py [--models bssnet_t bssnet_b] [--size 360x480 720x960 1024x2048]
-                                  [--precision float32 bfloat16] [--threads 2] [--no-keep-freed-memory]
+                                  [--precision float32 bfloat16] [--threads 2] [--seconds 1] [--rounds 6]
+                                  [--no-keep-freed-memory]
 
 Timed as `bssnet-zoo bench` does: by turns, each side in a process of its own, up to raw logits. A cell is the median
-over the rounds of how much longer it takes, and the 10th and 90th percentile. The row "none" compares the deployed
-network with its copy: what it is away from 1 is noise. The last rows are rewrites that are not kept, timed alone.
-The deployed networks keep freed memory, as docs/deploy.md advises, unless told not to; the two rows of the network as
-created don't.
+over the rounds of how much longer it takes, the 10th and 90th percentile, and how much more memory it has at its peak.
+The row "none" compares the deployed network with its copy: what it is away from 1 is noise. The last rows are rewrites
+that are not kept, timed alone. The deployed networks keep freed memory, as docs/deploy.md advises, unless told not to;
+the two rows of the network as created don't.
 """
 import argparse
 from collections.abc import Callable, Sequence
@@ -23,7 +24,7 @@ from bssnet_zoo.engine.backends import street
 from bssnet_zoo.engine.bench import parse_sizes
 from bssnet_zoo.engine.timing import spread, time_by_turns
 from bssnet_zoo.layers import BasicBlock, Bottleneck, ConvNormAct
-from bssnet_zoo.layers.fusion import channel_statistics
+from bssnet_zoo.layers.fusion import channel_mean
 from bssnet_zoo.models.deploy import (
     BlendWeights,
     DeployedLUAFM,
@@ -31,6 +32,7 @@ from bssnet_zoo.models.deploy import (
     StripStem,
     UpsampleConvReLU,
     UpsampleHead,
+    channel_max,
 )
 
 
@@ -60,7 +62,14 @@ class PlainUMF(DeployedUMF):
 
 class MeanWeights(BlendWeights):
     def forward(self, features):
-        return torch.sigmoid(self.attention(channel_statistics(features)))
+        statistics = [statistic(x) for x in features for statistic in (channel_mean, channel_max)]
+        return torch.sigmoid(self.attention(torch.cat(statistics, dim=1)))
+
+
+class PlainMaxWeights(BlendWeights):
+    def forward(self, features):
+        statistics = [statistic(x, dim=1, keepdim=True) for x in features for statistic in (torch.sum, torch.amax)]
+        return torch.sigmoid(self.attention(torch.cat(statistics, dim=1)))
 
 
 class PlainStem(StripStem):
@@ -102,6 +111,7 @@ UNDONE = {
     "x2 resize in its convolution": {UpsampleConvReLU: PlainUpsampleConv, UpsampleHead: PlainHead},
     "blends in one pass, in place": {DeployedLUAFM: PlainLUAFM, DeployedUMF: PlainUMF},
     "sums instead of means": take_means,
+    "maxima of 16-bit maps as integers": {BlendWeights: PlainMaxWeights},
     "residual sums in place": {BasicBlock: PlainBasicBlock, Bottleneck: PlainBottleneck},
     "stem in strips": {StripStem: PlainStem},
 }
@@ -181,14 +191,17 @@ def column(name: str, size: Sequence[int], dtype: torch.dtype, args: argparse.Na
         **{f"{what} {merged}": partial(make_merged, name, size, dtype, what, merged)
            for what in MERGED for merged in (False, True)},
     }
-    timings = time_by_turns(sides, torch.device("cpu"), args.threads, args.seconds, rounds=6, warmup=1)
+    timings = time_by_turns(sides, torch.device("cpu"), args.threads, args.seconds, args.rounds, warmup=1)
 
     def ratio(slow: str, fast: str) -> str:
         for side in (slow, fast):
             if timings[side].error:
                 raise RuntimeError(f"{side}: {timings[side].error}")
         rounds = zip(timings[slow].seconds, timings[fast].seconds, strict=True)
-        return spread([s / f for s, f in rounds]).format(digits=2)
+        cell = spread([s / f for s, f in rounds]).format(digits=2)
+        if timings[fast].memory is None:  # not on Linux
+            return cell
+        return f"{cell} {(timings[slow].memory - timings[fast].memory) / 2 ** 20:+.0f} MiB"
 
     cells = {row: ratio(row, "deployed") for row in [*list(sides)[:2], *UNDONE]}
     return cells | {f"not kept: {what}": ratio(f"{what} False", f"{what} True") for what in MERGED}
@@ -201,6 +214,7 @@ def main():
     parser.add_argument("--precision", nargs="+", default=["float32", "bfloat16"], choices=PRECISIONS)
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--seconds", type=float, default=1., help="for each row (default: %(default)s)")
+    parser.add_argument("--rounds", type=int, default=6, help="(default: %(default)s)")
     parser.add_argument("--keep-freed-memory", action=argparse.BooleanOptionalAction, default=True,
                         help="in the deployed networks (default: yes)")
     args = parser.parse_args()

@@ -18,7 +18,7 @@ from torchvision.transforms.v2 import functional as TF
 
 import bssnet_zoo
 from bssnet_zoo.inference import load_image, resize_logits
-from bssnet_zoo.models.deploy import StripStem, UpsampleConvReLU, transposed_pays
+from bssnet_zoo.models.deploy import BlendWeights, StripStem, UpsampleConvReLU, channel_max, transposed_pays
 from bssnet_zoo.models.summary import count_multiply_adds
 
 MODULE = sys.modules["bssnet_zoo.models.deploy"]  # as an attribute of bssnet_zoo.models it is the function
@@ -106,6 +106,32 @@ def test_upsample_conv(coarse, fine, always, monkeypatch):
     x = torch.randn(2, 3, *coarse, dtype=torch.float64)
     expected = F.conv2d(F.interpolate(x, size=fine, mode="nearest"), conv.weight, conv.bias, padding=1).relu()
     torch.testing.assert_close(UpsampleConvReLU(conv)(x, *fine), expected)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+def test_channel_max(dtype):
+    x = torch.randn(2, 17, 5, 7).relu().to(dtype)
+    x[0, :, 0, 0], x[0, 3, 1, 1], x[1, 3, 2, 2] = -0., torch.inf, torch.nan
+    for maps in (x, x.contiguous(memory_format=torch.channels_last)):
+        expected = maps.amax(1, keepdim=True)
+        torch.testing.assert_close(channel_max(maps), expected, rtol=0, atol=0, equal_nan=True)
+    x = torch.rand(1, 3, 2, 2, dtype=dtype, requires_grad=True)
+    channel_max(x).sum().backward()
+    assert x.grad.count_nonzero() >= 4
+
+
+def test_blends_maps_without_negative_values(pairs, variant):
+    """What `channel_max` relies on."""
+    model, deployed = pairs(variant)
+    blends = [module for module in deployed.modules() if isinstance(module, BlendWeights)]
+    lowest = []
+    hooks = [blend.register_forward_pre_hook(lambda _, features: lowest.extend(x.min() for x in features[0]))
+             for blend in blends]
+    with torch.inference_mode():
+        deployed.forward_features(street(model, (90, 120)))
+    for hook in hooks:
+        hook.remove()
+    assert len(lowest) == 11 and min(lowest) >= 0
 
 
 def test_resize_is_cropped_double():

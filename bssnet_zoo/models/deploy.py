@@ -126,11 +126,23 @@ class UpsampleConvReLU(nn.Module):
         return y
 
 
+def channel_max(x: torch.Tensor) -> torch.Tensor:
+    """Maximum over the channels of a map without negative values: (N, C, H, W) -> (N, 1, H, W).
+
+    Of such numbers the larger one has the larger bits, read as an integer. Eager torch on the CPU finds the maximum of
+    16-bit integers several times faster than that of bfloat16 or float16.
+    """
+    if not torch.jit.is_scripting() and not torch.compiler.is_compiling():
+        if x.device.type == "cpu" and x.element_size() == 2 and not x.requires_grad:
+            return x.view(torch.int16).amax(dim=1, keepdim=True).view(x.dtype)
+    return x.amax(dim=1, keepdim=True)
+
+
 class BlendWeights(nn.Module):
     """Sigmoid of the attention convolutions over sum and maximum over the channels of each map.
 
     A sum is what a mean is without its division, which the first convolution does, and without the float32 copy that
-    torch's mean makes of a bfloat16 map.
+    torch's mean makes of a bfloat16 map. All maps come out of a ReLU.
     """
 
     def __init__(self, attention: nn.Sequential, channels: int):
@@ -142,7 +154,7 @@ class BlendWeights(nn.Module):
         statistics: list[torch.Tensor] = []
         for feature in features:
             statistics.append(feature.sum(dim=1, keepdim=True))
-            statistics.append(feature.amax(dim=1, keepdim=True))
+            statistics.append(channel_max(feature))
         return torch.sigmoid(self.attention(torch.cat(statistics, dim=1)))
 
 
