@@ -218,6 +218,8 @@ def main():
     parser.add_argument("--keep-freed-memory", action=argparse.BooleanOptionalAction, default=True,
                         help="in the deployed networks (default: yes)")
     args = parser.parse_args()
+    if min(args.threads, args.rounds, args.seconds) <= 0:
+        parser.error("--threads, --rounds and --seconds must be above 0")
     for name in args.models:
         for size in parse_sizes(args.size):
             cells = [column(name, size, PRECISIONS[precision], args) for precision in args.precision]
