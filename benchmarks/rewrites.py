@@ -19,13 +19,10 @@ import torch.nn.functional as F
 from torch import nn
 
 import bssnet_zoo
-from bssnet_zoo.device import PRECISIONS, keep_freed_memory
-from bssnet_zoo.engine.backends import street
-from bssnet_zoo.engine.bench import parse_sizes
-from bssnet_zoo.engine.timing import spread, time_by_turns
-from bssnet_zoo.layers import BasicBlock, Bottleneck, ConvNormAct
-from bssnet_zoo.layers.fusion import channel_mean
-from bssnet_zoo.models.deploy import (
+from bssnet_zoo.benchmark.backends import street
+from bssnet_zoo.benchmark.rounds import spread, time_by_turns
+from bssnet_zoo.cli.options import height_and_width
+from bssnet_zoo.deployment.rewrites import (
     BlendWeights,
     DeployedLUAFM,
     DeployedUMF,
@@ -34,6 +31,9 @@ from bssnet_zoo.models.deploy import (
     UpsampleHead,
     channel_max,
 )
+from bssnet_zoo.device import PRECISIONS, keep_freed_memory
+from bssnet_zoo.layers import BasicBlock, Bottleneck, ConvNormAct
+from bssnet_zoo.layers.fusion import channel_mean
 
 
 class PlainUpsampleConv(UpsampleConvReLU):
@@ -210,7 +210,7 @@ def column(name: str, size: Sequence[int], dtype: torch.dtype, args: argparse.Na
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--models", nargs="+", default=["bssnet_t", "bssnet_b"])
-    parser.add_argument("--size", nargs="+", default=["360x480", "720x960", "1024x2048"])
+    parser.add_argument("--size", nargs="+", type=height_and_width, default=[(360, 480), (720, 960), (1024, 2048)])
     parser.add_argument("--precision", nargs="+", default=["float32", "bfloat16"], choices=PRECISIONS)
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--seconds", type=float, default=1., help="for each row (default: %(default)s)")
@@ -221,7 +221,7 @@ def main():
     if min(args.threads, args.rounds, args.seconds) <= 0:
         parser.error("--threads, --rounds and --seconds must be above 0")
     for name in args.models:
-        for size in parse_sizes(args.size):
+        for size in args.size:
             cells = [column(name, size, PRECISIONS[precision], args) for precision in args.precision]
             print(f"\n{name} {size[0]}x{size[1]}, {args.threads} threads, torch {torch.__version__}\n")
             print(f"| rewrite | {' | '.join(args.precision)} |\n|{'---|' * (len(cells) + 1)}")

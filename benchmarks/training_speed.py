@@ -16,11 +16,11 @@ from statistics import median
 import torch
 
 from bssnet_zoo.device import PRECISIONS, keep_freed_memory
-from bssnet_zoo.engine.distributed import Process
-from bssnet_zoo.engine.recipes import RECIPES, Recipe
-from bssnet_zoo.engine.setup import create_state, create_student, open_datasets, train_batches, train_sampler
-from bssnet_zoo.engine.train import clip_gradients, forward_backward, update_weights
+from bssnet_zoo.distributed import Process
 from bssnet_zoo.losses import BSSNetLoss
+from bssnet_zoo.training.loop import clip_gradients, forward_backward, update_weights
+from bssnet_zoo.training.parts import create_state, create_student, open_datasets, train_batches, train_sampler
+from bssnet_zoo.training.recipes import RECIPES, Recipe
 
 
 def seconds(function: Callable[[], object]) -> float:

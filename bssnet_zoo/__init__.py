@@ -1,12 +1,14 @@
 """BSSNet as a timm-style model zoo: real-time semantic segmentation of road scenes."""
+from .deployment.rewrites import deploy
 from .device import keep_freed_memory
-from .inference import Prediction, class_info, predict
+from .inference.predict import predict
+from .inference.prediction import Prediction
 from .layers import LUAFM, PAPPM, UMF
 from .losses import BoundaryLoss, BSSNetLoss, OhemCrossEntropyLoss
 from .metrics import BoundaryF1, ConfusionMatrix
-from .models import BSSNet, BSSNetOutput, convert_checkpoint, create_model, deploy, list_models, load_checkpoint
-
-__version__ = "0.1.0"
+from .models import BSSNet, BSSNetOutput, convert_checkpoint, create_model, list_models, load_checkpoint
+from .models.classes import class_info
+from .version import __version__
 
 __all__ = [
     "LUAFM",

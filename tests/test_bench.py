@@ -16,9 +16,9 @@ from test_pretrained import STREET
 
 import bssnet_zoo
 from bssnet_zoo import cli
-from bssnet_zoo.engine.backends import BACKENDS, PEAKS, Settings, Side, make_peak
-from bssnet_zoo.engine.peers import create_peer
-from bssnet_zoo.engine.timing import spread, time_by_turns
+from bssnet_zoo.benchmark.backends import BACKENDS, PEAKS, Settings, Side, make_peak
+from bssnet_zoo.benchmark.peers import create_peer
+from bssnet_zoo.benchmark.rounds import spread, time_by_turns
 from bssnet_zoo.models.summary import count_multiply_adds
 
 CPU = torch.device("cpu")
@@ -209,7 +209,7 @@ def test_unavailable(side, reason, monkeypatch):
     (["--models", "bssnet_x"], "unknown model 'bssnet_x'"),
     (["--models", "bssnet_t", "--peers", "lraspp"], "unknown peer 'lraspp': torchvision has"),
     (["--models", "bssnet_t", "--peers", "smp:unet"], "write smp:ARCHITECTURE/ENCODER"),
-    (["--size", "360"], "--size takes height x width, as in 360x480, got '360'"),
+    (["--size", "360"], "argument --size: a height and a width are needed, as in 720x960, got '360'"),
     (["--rounds", "0"], "must be above 0"),
     (["--device", "cuda:7"], "device 'cuda:7' is unknown or not there"),
 ])

@@ -3,7 +3,6 @@ import copy
 import os
 import pickle
 import statistics
-import sys
 import time
 import weakref
 
@@ -17,11 +16,11 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torchvision.transforms.v2 import functional as TF
 
 import bssnet_zoo
-from bssnet_zoo.inference import load_image, resize_logits
-from bssnet_zoo.models.deploy import BlendWeights, StripStem, UpsampleConvReLU, channel_max, transposed_pays
+from bssnet_zoo.data.images import load_image
+from bssnet_zoo.deployment import rewrites
+from bssnet_zoo.deployment.rewrites import BlendWeights, StripStem, UpsampleConvReLU, channel_max, transposed_pays
+from bssnet_zoo.inference.resize import resize_logits
 from bssnet_zoo.models.summary import count_multiply_adds
-
-MODULE = sys.modules["bssnet_zoo.models.deploy"]  # as an attribute of bssnet_zoo.models it is the function
 
 
 @pytest.fixture(scope="module")
@@ -78,7 +77,7 @@ def test_same_logits(pairs, variant, size):
 @pytest.mark.parametrize("upsample", [False, True])
 @pytest.mark.parametrize("size", [(128, 192), (101, 77), (353, 481)])
 def test_exact_in_float64(shaken, upsample, size, monkeypatch):
-    monkeypatch.setattr(MODULE, "STRIP_BYTES", 200_000)
+    monkeypatch.setattr(rewrites, "STRIP_BYTES", 200_000)
     model = shaken(upsample=upsample, aux_heads=True)
     deployed = bssnet_zoo.deploy(model)
     images = torch.randn(2, 3, *size, dtype=torch.float64)
@@ -100,7 +99,7 @@ def test_exact_in_float64(shaken, upsample, size, monkeypatch):
 def test_upsample_conv(coarse, fine, always, monkeypatch):
     assert transposed_pays(16, 17) and not transposed_pays(12, 15)
     if always:
-        monkeypatch.setattr(MODULE, "transposed_pays", lambda h, w: True)
+        monkeypatch.setattr(rewrites, "transposed_pays", lambda h, w: True)
     torch.manual_seed(0)
     conv = nn.Conv2d(3, 5, 3, padding=1, dtype=torch.float64).requires_grad_(False)
     x = torch.randn(2, 3, *coarse, dtype=torch.float64)
@@ -153,7 +152,7 @@ def test_strip_stem(tiny, height, monkeypatch):
         assert len(passes) == 1
         for rows in (1, 2, 5):
             passes.clear()
-            monkeypatch.setattr(MODULE, "STRIP_BYTES", rows * 2 * 32 * 32 * 4)
+            monkeypatch.setattr(rewrites, "STRIP_BYTES", rows * 2 * 32 * 32 * 4)
             torch.testing.assert_close(deployed.stem(images), whole, rtol=1e-4, atol=1e-6)
             assert len(passes) == -(-height // (4 * rows))
 

@@ -14,8 +14,8 @@ from torch import nn
 import bssnet_zoo
 from bssnet_zoo import cli
 from bssnet_zoo.data import CAMVID, CITYSCAPES, EvalTransform, SegmentationDataset, open_dataset
-from bssnet_zoo.engine.evaluate import evaluate, multi_scale_probabilities, sliding_window_logits
-from bssnet_zoo.engine.recipes import RECIPES, save_recipe
+from bssnet_zoo.evaluation.accuracy import evaluate, multi_scale_probabilities, sliding_window_logits
+from bssnet_zoo.training.recipes import RECIPES, save_recipe
 
 
 class Pixelwise(nn.Conv2d):
@@ -192,7 +192,7 @@ class TestCommand:
         (["--model", "bssnet_t"], "say what to evaluate on: --data camvid:DIR"),
         (["--data", "FOLDER"], "the model has 11 classes, the data set 3"),
         (["--data", "FOLDER", "--model", "bssnet_t.pidnet_in1k"], "has no trained classifier"),
-        (["--data", "FOLDER", "--sliding-window", "3"], "height and width, or nothing"),
+        (["--data", "FOLDER", "--sliding-window", "3"], "--sliding-window: a height and a width are needed"),
         (["--data", "FOLDER", "--model", "smp:unet/resnet18"], "has no pretrained weights: give a checkpoint"),
     ])
     def test_errors(self, folder, args, message, capsys):

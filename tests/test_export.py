@@ -19,11 +19,11 @@ from torchvision.transforms.v2 import functional as TF
 
 import bssnet_zoo
 from bssnet_zoo import cli
-from bssnet_zoo.engine import export
-from bssnet_zoo.engine.export import FORMATS, export_model
-from bssnet_zoo.engine.export_graph import row_strips
-from bssnet_zoo.engine.exported import ExportedModel
-from bssnet_zoo.inference import load_image
+from bssnet_zoo.data.images import load_image
+from bssnet_zoo.deployment import export
+from bssnet_zoo.deployment.export import FORMATS, export_model
+from bssnet_zoo.deployment.exported import ExportedModel
+from bssnet_zoo.deployment.graph import row_strips
 
 onnx, openvino = pytest.importorskip("onnx"), pytest.importorskip("openvino")
 

@@ -189,7 +189,7 @@ class TestStage:
         assert card.data.eval_results[0].metric_value == 61.8 and card.data.datasets == ["road-damage"]
         assert card.data.license == "cc-by-4.0" and "license_link" not in card.data.to_dict()
         assert "CamVid" not in card.text and not (own_staged / "LICENSE.md").exists()
-        assert "--data folder:DIR --split val --size 256 512 --precision bfloat16\n" in card.text
+        assert "--data folder:DIR --split val --size 256x512 --precision bfloat16\n" in card.text
         assert str(own_staged.parent) not in card.text
         assert Image.open(own_staged / "sample.png").size == (200, 100)
 
@@ -253,7 +253,7 @@ class TestPublish:
             return sorted(os.listdir(source))
 
         source = shutil.copytree(own_staged, tmp_path / "staged")
-        monkeypatch.setattr("bssnet_zoo.hub.stage", copy)
+        monkeypatch.setattr("bssnet_zoo.hub.upload.stage", copy)
         return source
 
     def publish(self, *options):

@@ -9,10 +9,11 @@ from conftest import GOLDEN, filled, image
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import bssnet_zoo
-from bssnet_zoo import BoundaryLoss, BSSNetLoss, BSSNetOutput, OhemCrossEntropyLoss, losses, resized_losses
+from bssnet_zoo import BoundaryLoss, BSSNetLoss, BSSNetOutput, OhemCrossEntropyLoss
 from bssnet_zoo.data.classes import CITYSCAPES
 from bssnet_zoo.data.edges import edge_map
-from bssnet_zoo.losses import PlainLoss, resized_nll
+from bssnet_zoo.losses import PlainLoss, bssnet, resized
+from bssnet_zoo.losses.resized import resized_nll
 from bssnet_zoo.models.checkpoints import convert_names
 
 PUBLISHED_LOSSES = {
@@ -164,7 +165,7 @@ def leaves(output):
 @pytest.mark.parametrize("strip", [2 ** 10, 2 ** 19])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_same_as_the_obvious_way(monkeypatch, min_kept, size, confidence, strip, dtype):
-    monkeypatch.setattr(resized_losses, "CPU_STRIP", strip)
+    monkeypatch.setattr(resized, "CPU_STRIP", strip)
     output, images, labels = random_case(size, confidence=confidence, dtype=dtype)
     class_weights = torch.tensor([0.5, 1., 2., 0., 1.5])
     criterion = BSSNetLoss(class_weights, min_kept=min_kept, aux_min_kept=min_kept // 2)
@@ -180,21 +181,21 @@ def test_same_as_the_obvious_way(monkeypatch, min_kept, size, confidence, strip,
 
 def test_the_cases_above_cover_every_regime_of_min_kept():
     output, _, labels = random_case((33, 40), confidence=30.)
-    prob = losses.resized_nll(output.seg, labels.where(labels != 255, 0)).neg().exp()[labels != 255]
+    prob = bssnet.resized_nll(output.seg, labels.where(labels != 255, 0)).neg().exp()[labels != 255]
     assert 30 < (prob < 0.9).sum() < 1000 < len(prob) < 3000
 
 
 @pytest.mark.parametrize("align_corners", [True, False])
 @pytest.mark.parametrize("size, new_size", [((3, 4), (8, 6)), ((5, 5), (5, 5)), ((7, 6), (3, 4)), ((1, 1), (4, 3))])
 def test_gradient_of_resized_nll(monkeypatch, size, new_size, align_corners):
-    monkeypatch.setattr(resized_losses, "CPU_STRIP", 60)
+    monkeypatch.setattr(resized, "CPU_STRIP", 60)
     torch.manual_seed(0)
     logits = torch.randn(2, 3, *size, dtype=torch.float64, requires_grad=True)
     target = torch.randint(3, (2, *new_size))
     torch.testing.assert_close(
-        losses.resized_nll(logits, target, align_corners),
+        bssnet.resized_nll(logits, target, align_corners),
         F.cross_entropy(plain_resize(logits, new_size, align_corners), target, reduction="none"))
-    assert torch.autograd.gradcheck(lambda x: losses.resized_nll(x, target, align_corners), (logits,))
+    assert torch.autograd.gradcheck(lambda x: bssnet.resized_nll(x, target, align_corners), (logits,))
 
 
 class LargestResult(TorchDispatchMode):
@@ -210,7 +211,7 @@ class LargestResult(TorchDispatchMode):
 
 
 def test_resized_logits_never_exist_as_a_whole(monkeypatch):
-    monkeypatch.setattr(resized_losses, "CPU_STRIP", 2 ** 12)
+    monkeypatch.setattr(resized, "CPU_STRIP", 2 ** 12)
     logits = torch.randn(2, 19, 4, 4, requires_grad=True)
     with LargestResult() as largest:
         OhemCrossEntropyLoss()(logits, torch.randint(19, (2, 64, 64))).backward()
@@ -219,7 +220,7 @@ def test_resized_logits_never_exist_as_a_whole(monkeypatch):
 
 def test_selects_only_if_too_few_pixels_are_hard(monkeypatch):
     selections = []
-    monkeypatch.setattr(losses, "kth_largest", lambda nll, index: selections.append(index) or nll.min())
+    monkeypatch.setattr(bssnet, "kth_largest", lambda nll, index: selections.append(index) or nll.min())
     logits, labels = torch.zeros(1, 4, 8, 8), torch.zeros(1, 8, 8, dtype=torch.int64)
     OhemCrossEntropyLoss(min_kept=63)(logits, labels)
     assert selections == []
@@ -227,7 +228,7 @@ def test_selects_only_if_too_few_pixels_are_hard(monkeypatch):
     assert selections == [50]
 
 
-@pytest.mark.parametrize("kth_largest", [losses.kth_largest, losses.torch_kth_largest])
+@pytest.mark.parametrize("kth_largest", [bssnet.kth_largest, bssnet.torch_kth_largest])
 def test_kth_largest(kth_largest):
     values = torch.rand(7, 11)
     for index in (0, 30, 76):
@@ -238,7 +239,7 @@ def test_l1_of_a_large_image():
     """No digits are lost to the sum: in float32 one running sum over a million numbers would lose three of them."""
     spatial, images = torch.rand(1, 1, 16, 16), torch.rand(1, 1, 1024, 1024) + 1
     expected = (plain_resize(spatial.double(), images.shape[2:]) - images.double()).abs().mean()
-    found = resized_losses.ResizedL1.apply(spatial, images)
+    found = resized.ResizedL1.apply(spatial, images)
     assert found.item() == pytest.approx(expected.item(), rel=1e-6)
 
 
@@ -320,7 +321,7 @@ def test_padding_is_neither_edge_nor_rest():
 
 
 def test_total_is_the_sum_of_six():
-    found = losses.BSSNetLosses(*torch.arange(1., 7.))
+    found = bssnet.BSSNetLosses(*torch.arange(1., 7.))
     assert found.total == 21
 
 
@@ -418,14 +419,14 @@ def test_one_softmax_for_hard_pixels_when_there_are_enough(monkeypatch):
     output, images, labels = random_case()
     calls = []
     monkeypatch.setattr(
-        losses, "resized_nll", lambda *args, **kwargs: calls.append(args) or resized_nll(*args, **kwargs))
+        bssnet, "resized_nll", lambda *args, **kwargs: calls.append(args) or resized_nll(*args, **kwargs))
     short = BSSNetLoss(aux_min_kept=10)(output, images, labels)
     assert len(calls) == 1  # for seg
     gradients = torch.autograd.grad(short.aux3, output.aux[0])[0]
     BSSNetLoss(aux_min_kept=10000)(output, images, labels)
     assert len(calls) == 1 + 3
-    target, ignored = losses.split_labels(labels, output.aux[0], 255)
+    target, ignored = bssnet.split_labels(labels, output.aux[0], 255)
     nll = resized_nll(output.aux[0], target, align_corners=False)
-    long = (nll * losses.hard_pixels(nll, ignored, 0.7, 20)).mean()
+    long = (nll * bssnet.hard_pixels(nll, ignored, 0.7, 20)).mean()
     torch.testing.assert_close(short.aux3, long)
     torch.testing.assert_close(gradients, torch.autograd.grad(long, output.aux[0])[0])

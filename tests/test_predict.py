@@ -15,7 +15,7 @@ from torchvision.transforms.v2 import functional as TF
 import bssnet_zoo
 from bssnet_zoo.cli import main
 from bssnet_zoo.data import CAMVID, CITYSCAPES
-from bssnet_zoo.inference import load_image
+from bssnet_zoo.data.images import load_image
 
 SKY, BUILDING, ROAD, CAR = (CAMVID.names.index(name) for name in ("sky", "building", "road", "car"))
 
@@ -250,7 +250,7 @@ class TestCommandLine:
         (["predict", "STREET", "--device", "cuda:77"], "device 'cuda:77' is unknown or not there"),
         (["predict", "STREET", "--checkpoint", "none.pth"], "checkpoint not found: none.pth"),
         (["predict", "STREET", "--num-classes", "4"], "--num-classes needs --checkpoint"),
-        (["predict", "--size", "1x2x3", "STREET"], "size must be"),
+        (["predict", "--size", "1x2x3", "STREET"], "argument --size: a size is the shorter side or height x width"),
         (["predict", "STREET", "--out", "STREET"], "can't write to the output folder .*street.png"),
         (["predict", "STREET", "--out", "/dev/null/x"], "can't write to the output folder /dev/null/x: Not a"),
         (["predict", "EMPTY"], "no images in .*: looked for .bmp"),

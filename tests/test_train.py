@@ -23,27 +23,21 @@ from torch import nn
 
 import bssnet_zoo
 from bssnet_zoo.cli import main
-from bssnet_zoo.engine import setup as engine_setup
-from bssnet_zoo.engine import train as train_module
-from bssnet_zoo.engine.distillation import create_teacher, distillation_loss
-from bssnet_zoo.engine.distributed import Process
-from bssnet_zoo.engine.feature_distillation import (
+from bssnet_zoo.cli.train import add_recipe_arguments, recipe_from_arguments
+from bssnet_zoo.distributed import Process
+from bssnet_zoo.losses import BSSNetLoss
+from bssnet_zoo.models.smp import Renormalize, SmpModel
+from bssnet_zoo.training import loop, parts
+from bssnet_zoo.training.distillation import create_teacher, distillation_loss
+from bssnet_zoo.training.feature_distillation import (
     FeatureStudent,
     FeatureTeacher,
     create_feature_teacher,
     create_projections,
     feature_loss,
 )
-from bssnet_zoo.engine.networks import Renormalize, SmpModel
-from bssnet_zoo.engine.recipes import (
-    RECIPES,
-    Recipe,
-    add_recipe_arguments,
-    load_recipe,
-    recipe_from_arguments,
-    save_recipe,
-)
-from bssnet_zoo.engine.setup import (
+from bssnet_zoo.training.loop import LOSS_NAMES, forward_backward, train
+from bssnet_zoo.training.parts import (
     create_criterion,
     create_state,
     create_student,
@@ -51,8 +45,12 @@ from bssnet_zoo.engine.setup import (
     train_batches,
     train_sampler,
 )
-from bssnet_zoo.engine.train import LOSS_NAMES, forward_backward, train
-from bssnet_zoo.losses import BSSNetLoss
+from bssnet_zoo.training.recipes import (
+    RECIPES,
+    Recipe,
+    load_recipe,
+    save_recipe,
+)
 
 CPU = Process(torch.device("cpu"))
 ROOT = Path(__file__).parents[1]
@@ -140,7 +138,7 @@ class TestRecipes:
         options = {action.dest for action in parser._actions}
         assert {field.name for field in fields(Recipe)} <= options
         args = parser.parse_args(
-            "--model bssnet_b --crop-size 64 96 --epochs 3 --class-weights 1 2 3 --val-size none --init none "
+            "--model bssnet_b --crop-size 64x96 --epochs 3 --class-weights 1 2 3 --val-size none --init none "
             "--compile --no-decay-all --clip-grad 5".split())
         recipe = recipe_from_arguments(args, RECIPES["camvid_t"])
         assert recipe == replace(
@@ -379,7 +377,7 @@ class TestResume:
                 losses = super().forward(*args)
                 return losses._replace(seg=losses.seg * float("nan")) if len(calls) == 3 else losses
 
-        monkeypatch.setattr(engine_setup, "BSSNetLoss", Diverging)
+        monkeypatch.setattr(parts, "BSSNetLoss", Diverging)
         with pytest.raises(RuntimeError, match=r"loss nan, .* in iteration 3, with .*png, .*png") as error:
             train(replace(tiny_recipe, checkpoint_every=1), tmp_path)
         dataset, _ = open_datasets(tiny_recipe)
@@ -484,7 +482,7 @@ class TestPrecision:
         state = create_state(create_student(recipe, 3, CPU), recipe, 8)
         for parameter in state.model.parameters():
             parameter.grad = torch.ones_like(parameter)
-        assert train_module.clip_gradients(state, recipe) > 1000
+        assert loop.clip_gradients(state, recipe) > 1000
         norm = torch.stack([p.grad.norm() for p in state.model.parameters()]).norm().item()
         assert norm == pytest.approx(0.01, rel=1e-3)
 

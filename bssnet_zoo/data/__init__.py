@@ -1,4 +1,10 @@
-"""Data sets, class names and palettes."""
+"""Data sets: folders of images and class masks in, tensors to train and evaluate on out.
+
+- `classes`: names and colours. `images`: reading an image of any kind.
+- `datasets`: a folder as a PyTorch data set. `sampler`: the order of its samples. `transforms`: augmentation.
+- `edges`: where classes meet.
+- `check`, `report`: what is wrong with a data set, and what is in it.
+"""
 from .check import check_dataset
 from .classes import CAMVID, CITYSCAPES, ClassInfo, default_palette
 from .datasets import SegmentationDataset, open_dataset

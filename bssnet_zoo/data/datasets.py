@@ -215,6 +215,11 @@ def dataset_classes(spec: str) -> ClassInfo:
     return _meanings(kind, Path(root).expanduser())[0]
 
 
+def default_split(data: str) -> str:
+    """The split of a data set ``KIND:DIR`` to evaluate on unless told otherwise."""
+    return "test" if data.startswith("camvid:") else "val"
+
+
 def _open_split(root: Path, split: str, layouts: Sequence[Layout]) -> SegmentationDataset:
     layout = next((layout for layout in layouts if all(f.is_dir() for f in layout.folders(root, split))), None)
     if layout is None:

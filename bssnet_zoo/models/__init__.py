@@ -1,7 +1,14 @@
-"""The models, their weights and checkpoints."""
+"""The network, and how it gets its weights.
+
+- `bssnet`: the whole network, from blocks to entry points.
+- `factory`: `create_model` and `list_models`.
+- `weights`: where pretrained weights come from; `verify` hashes them again.
+- `checkpoints`: files of any known naming; `widen` makes a B of a T.
+- `classes`: names and colours of a model's classes. `summary`: parameters and multiply-adds.
+- `smp`: networks of others on encoders of timm, to be teachers and peers.
+"""
 from .bssnet import BSSNet, BSSNetOutput, bssnet_b, bssnet_t
 from .checkpoints import convert_checkpoint, load_checkpoint, read_checkpoint
-from .deploy import deploy
 from .factory import create_model, create_trained_model, list_models
 from .weights import WEIGHTS
 
@@ -14,7 +21,6 @@ __all__ = [
     "convert_checkpoint",
     "create_model",
     "create_trained_model",
-    "deploy",
     "list_models",
     "load_checkpoint",
     "read_checkpoint",

@@ -28,6 +28,8 @@ from .weights import hub_id, resolve_pretrained
 
 __all__ = ["BSSNet", "BSSNetOutput"]
 
+MIN_SIZE = 32  # height and width of an image, at least
+
 
 class BSSNetOutput(NamedTuple):
     """What the network returns in training with ``aux_heads=True``, for ``BSSNetLoss``: raw maps at their own stride.
@@ -174,8 +176,9 @@ def check_images(images: torch.Tensor, in_chans: int) -> None:
     if not images.is_floating_point():
         raise ValueError(f"expected floating point images, normalised by the model's mean and std, got {images.dtype}: "
                          "convert them first, or call bssnet_zoo.predict, which takes uint8")
-    if images.shape[2] < 32 or images.shape[3] < 32:
-        raise ValueError(f"expected a height and width of 32 or more, got {tuple(images.shape[2:])}: pad the images")
+    if images.shape[2] < MIN_SIZE or images.shape[3] < MIN_SIZE:
+        raise ValueError(
+            f"expected a height and width of {MIN_SIZE} or more, got {tuple(images.shape[2:])}: pad the images")
 
 
 @contextmanager
@@ -443,7 +446,7 @@ class BSSNet(nn.Module):
 
 def _cfg(**kwargs: Any) -> dict[str, Any]:
     return {
-        "num_classes": 19, "input_size": (3, 1024, 2048), "min_input_size": (3, 32, 32), "pool_size": None,
+        "num_classes": 19, "input_size": (3, 1024, 2048), "min_input_size": (3, MIN_SIZE, MIN_SIZE), "pool_size": None,
         "crop_pct": 1.0, "interpolation": "bilinear", "mean": IMAGENET_DEFAULT_MEAN, "std": IMAGENET_DEFAULT_STD,
         "first_conv": "stem.0.conv",
         "classifier": ("head.classifier", "fcn_heads.0.classifier", "fcn_heads.1.classifier"),

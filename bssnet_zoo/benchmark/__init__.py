@@ -1,0 +1,6 @@
+"""Benchmark: speed and memory of models by size, backend and precision.
+
+- `backends`: what is timed; `peers`: networks of others.
+- `rounds`: times things by turns, each in a process of its own.
+- `table`, `plot`: what is shown.
+"""

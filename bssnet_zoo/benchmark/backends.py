@@ -1,0 +1,232 @@
+"""What `bench` times: models and peers on the runtimes there are, each as a maker for `rounds.time_by_turns`."""
+import os
+import shutil
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
+from torch import nn
+from torchvision.transforms.v2 import functional as TF
+
+from ..data.images import load_image
+from ..deployment.export import FORMATS, export_model
+from ..deployment.graph import with_exported_upsamples
+from ..deployment.rewrites import deploy
+from ..device import PRECISIONS, keep_freed_memory
+from ..models import create_model
+from ..models.summary import count_multiply_adds
+from ..models.weights import ASSETS
+from .peers import create_peer
+
+__all__ = ["BACKENDS", "BASELINE", "PEAKS", "Backend", "Settings", "Side", "count", "is_peer", "make_peak", "make_side"]
+
+NUM_CLASSES = 11  # of the peers: what the bundled weights have
+
+
+@dataclass(frozen=True)
+class Backend:
+    """What runs a model.
+
+    Attributes:
+        about: What it does, for ``--help``.
+        precisions: What it can compute in.
+        devices: Where; empty for all.
+        upsample: How the x2 resizes are computed, which decides the multiply-adds: "plain", as `deploy` writes them
+            ("deploy"), or "exported" as a file for OpenVINO has them.
+        peers: Whether it is run for peers.
+        format: `export_model`'s format of the file that it reads, if it reads one.
+    """
+
+    about: str
+    precisions: tuple[str, ...] = tuple(PRECISIONS)
+    devices: tuple[str, ...] = ()
+    upsample: str = "deploy"
+    peers: bool = False
+    format: str | None = None
+
+
+BACKENDS = {
+    "eager": Backend("the model as created, NCHW", upsample="plain", peers=True),
+    "channels_last": Backend("the same, channels_last", upsample="plain", peers=True),
+    "deploy": Backend("bssnet_zoo.deploy, channels_last"),
+    "compile": Backend("torch.compile of deploy (of peers: channels_last)", peers=True),
+    "torchscript": Backend("deploy as TorchScript", format="torchscript"),
+    "onnxruntime": Backend("deploy in ONNX Runtime", ("float32", "int8"), ("cpu",), "plain", format="onnx"),
+    "openvino": Backend(
+        "deploy in OpenVINO", ("float32", "bfloat16", "int8"), ("cpu",), "exported", format="openvino"),
+    "cudagraphs": Backend("deploy in a CUDA graph", devices=("cuda",)),
+    "tensorrt": Backend("deploy in TensorRT, by torch_tensorrt", devices=("cuda",)),
+}
+BASELINE = ("eager", "float32")
+
+
+@dataclass(frozen=True)
+class Side:
+    """One row of the table: a model (or peer) on a backend in a precision."""
+
+    model: str
+    backend: str
+    precision: str
+
+    def __str__(self) -> str:
+        return f"{self.model} {self.backend} {self.precision}"
+
+    def why_not(self, device: torch.device) -> str | None:
+        """Why there is no such side, if there is none."""
+        backend = BACKENDS[self.backend]
+        if backend.devices and device.type not in backend.devices:
+            return f"{self.backend} is run on {', '.join(backend.devices)} here, not on {device.type}"
+        if self.precision not in backend.precisions:
+            return f"{self.backend} has no {self.precision} here, only {', '.join(backend.precisions)}"
+        if device.type == "cpu" and self.precision == "float16":
+            return "float16 is for GPUs: a CPU computes it slower than float32; take bfloat16"
+        if self.backend == "compile" and device.type == "cpu" and not any(
+                map(shutil.which, (os.environ.get("CXX") or "c++", "g++", "clang++"))):
+            return "torch.compile needs a C++ compiler on a CPU: g++ or clang++"
+        return None
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What all sides of a run have in common.
+
+    Attributes:
+        device: Where to run.
+        threads: Of each runtime.
+        seconds: For each side, over all rounds.
+        rounds: Turns of each side.
+        full_size: Time logits at the size of the image instead of raw ones.
+        calibration: Folder of images for int8.
+    """
+
+    device: torch.device
+    threads: int
+    seconds: float = 6.
+    rounds: int = 12
+    full_size: bool = False
+    calibration: str = str(ASSETS)
+
+
+class RawLogits(nn.Module):
+    """A network without its resize to full size."""
+
+    def __init__(self, model: nn.Module):
+        super().__init__()
+        self.model = model
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.model.forward_head(self.model.forward_features(x))
+
+
+def is_peer(name: str) -> bool:
+    return not name.startswith("bssnet_")
+
+
+def open_network(name: str) -> nn.Module:
+    """A BSSNet with its weights, or a peer with random ones."""
+    return create_peer(name, NUM_CLASSES) if is_peer(name) else create_model(name, pretrained=True).eval()
+
+
+def count(name: str, size: Sequence[int]) -> dict[str, int]:
+    """Multiply-adds of a network for one image of this size, for each `Backend.upsample`."""
+    plain = open_network(name)
+    models = dict.fromkeys(("plain", "deploy", "exported"), plain)
+    if not is_peer(name):
+        models.update(deploy=deploy(plain), exported=with_exported_upsamples(deploy(plain), transposed=True))
+    return {upsample: count_multiply_adds(model.to("meta"), *size) for upsample, model in models.items()}
+
+
+def street(size: Sequence[int]) -> torch.Tensor:
+    """The sample image, normalised, (1, 3, H, W): a real image makes real activations."""
+    image = TF.resize(load_image(ASSETS / "street.png"), list(size), antialias=True)
+    return TF.normalize(image, IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD)[None]
+
+
+def make_torch(side: Side, size: Sequence[int], settings: Settings) -> Callable[[], torch.Tensor]:
+    model = open_network(side.model)
+    if BACKENDS[side.backend].upsample == "deploy" and not is_peer(side.model):
+        model = deploy(model)
+        if settings.device.type == "cpu":
+            keep_freed_memory()  # as docs/deploy.md advises
+    as_side = dict(device=settings.device, dtype=PRECISIONS[side.precision],
+                   memory_format=torch.contiguous_format if side.backend == "eager" else torch.channels_last)
+    model = (model if settings.full_size else RawLogits(model)).to(**as_side)
+    images = street(size).to(**as_side)
+    if side.backend == "compile":
+        model = torch.compile(model)
+    elif side.backend == "cudagraphs":
+        model = torch.cuda.make_graphed_callables(model, (images,))
+    elif side.backend == "tensorrt":
+        import torch_tensorrt  # if it is missing, the error says so
+
+        model = torch_tensorrt.compile(model, ir="dynamo", inputs=[images], enabled_precisions={as_side["dtype"]})
+    return lambda: model(images)
+
+
+def make_torchscript(file: str, side: Side, size: Sequence[int], settings: Settings) -> Callable[[], torch.Tensor]:
+    model = torch.jit.freeze(torch.jit.load(file, map_location=settings.device).eval())
+    images = street(size).to(settings.device, memory_format=torch.channels_last)
+    return lambda: model(images)
+
+
+def make_onnxruntime(file: str, side: Side, size: Sequence[int], settings: Settings) -> Callable[[], Any]:
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = settings.threads
+    session = onnxruntime.InferenceSession(file, options, providers=["CPUExecutionProvider"])
+    images = {session.get_inputs()[0].name: street(size).numpy()}
+    return lambda: session.run(None, images)[0]
+
+
+def make_openvino(file: str, side: Side, size: Sequence[int], settings: Settings) -> Callable[[], Any]:
+    import openvino
+
+    config = {"INFERENCE_NUM_THREADS": settings.threads, "PERFORMANCE_HINT": "LATENCY"}
+    hints = {"float32": "f32", "bfloat16": "bf16"}  # with int8, what isn't int8 is in what OpenVINO prefers
+    if side.precision in hints:
+        config["INFERENCE_PRECISION_HINT"] = hints[side.precision]
+    request = openvino.Core().compile_model(file, "CPU", config).create_infer_request()
+    images = street(size).numpy()
+    return lambda: request.infer([images], share_inputs=True, share_outputs=True)[0]
+
+
+READERS = {"torchscript": make_torchscript, "onnxruntime": make_onnxruntime, "openvino": make_openvino}
+
+
+def make_side(side: Side, size: Sequence[int], settings: Settings, folder: Path) -> Callable[[], Callable[[], Any]]:
+    """A maker of the side, for `time_by_turns`; what reads a file finds it exported into ``folder``.
+
+    Raises:
+        ValueError, RuntimeError: There is no such side, or it can't be exported; the message says why.
+    """
+    if reason := side.why_not(settings.device):
+        raise ValueError(reason)
+    if side.backend not in READERS:
+        return partial(make_torch, side, size, settings)
+    kind = BACKENDS[side.backend].format
+    precision = "float32" if (kind, side.precision) == ("openvino", "bfloat16") else side.precision  # when it is loaded
+    file = folder / f"{side.model}-{side.backend}-{precision}{FORMATS[kind].suffix}"
+    if not file.exists():
+        export_model(open_network(side.model), file, kind, size=size, precision=precision, raw=not settings.full_size,
+                     calibration=settings.calibration)
+    return partial(READERS[side.backend], str(file), side, size, settings)
+
+
+PEAKS = {precision: ("3x3 convolution, 256 channels, 64x128", 9 * 256 * 256 * 64 * 128) for precision in PRECISIONS}
+PEAKS["int8"] = ("matrix product, 2048x2048", 2048 ** 3)
+
+
+def make_peak(precision: str, device: torch.device) -> Callable[[], torch.Tensor]:
+    """What the machine can do, in torch: `PEAKS` says with what and how many multiply-adds a pass has."""
+    if precision == "int8":
+        a, b = (torch.randint(-128, 128, (2048, 2048), dtype=torch.int8, device=device) for _ in range(2))
+        return lambda: torch._int_mm(a, b)
+    as_models = dict(device=device, dtype=PRECISIONS[precision], memory_format=torch.channels_last)
+    conv = nn.Conv2d(256, 256, 3, padding=1, bias=False).to(**as_models)
+    x = torch.randn(1, 256, 64, 128).to(**as_models)
+    return lambda: conv(x)

@@ -1,0 +1,64 @@
+"""``bssnet-zoo eval``"""
+import argparse
+
+import torch
+
+from ..data.datasets import default_split, open_dataset
+from ..data.transforms import EvalTransform
+from ..deployment.exported import ExportedModel, is_exported
+from ..device import PRECISIONS
+from ..distributed import end_process, init_process
+from ..evaluation.accuracy import evaluate
+from ..models.smp import create_network
+from ..training.run_folder import run_recipe
+from .options import Verbs, height_and_width, image_size
+
+
+def add_parser(verbs: Verbs) -> None:
+    parser = verbs.add_parser(
+        "eval", help="mIoU of a model on a data set",
+        description="Prints IoU of each class, mIoU, pixel accuracy, F1 of the boundaries (tolerance 2 pixels) and "
+                    "images/s; predicts whole images at their own size unless told otherwise.")
+    parser.add_argument("--model", metavar="NAME", help="model or model.tag (default: the run's, else bssnet_t)")
+    parser.add_argument("--checkpoint", metavar="FILE", help="weights instead of the pretrained ones; from a run "
+                        "folder, its recipe.yaml gives model, data, split and size unless they are given here; or a "
+                        "file of 'bssnet-zoo export', which is run on the CPU")
+    parser.add_argument("--data", metavar="KIND:DIR", help="camvid:DIR, cityscapes:DIR, nightcity:DIR or folder:DIR")
+    parser.add_argument("--split", metavar="NAME", help="default: the run's, else test for camvid and val for others")
+    parser.add_argument("--size", type=image_size, metavar="N", help="what the network sees: the shorter side, or "
+                        "height x width as in 720x960 (default: the run's, else the images' own). Labels are compared "
+                        "at their own size in any case")
+    parser.add_argument("--scales", type=float, nargs="+", default=[1.], metavar="X", help="average over these scales")
+    parser.add_argument("--flip", action="store_true", help="average over the mirrored image")
+    parser.add_argument("--sliding-window", type=height_and_width, nargs="?", const=True, default=False, metavar="HxW",
+                        help="predict overlapping windows of this size (default: squares of the shorter side)")
+    parser.add_argument("--save-dir", metavar="DIR", help="write the predictions as palette PNGs of class ids; for "
+                        "cityscapes as label ids, named for its test server")
+    parser.add_argument("--device", help="default: cuda if there is one, else cpu")
+    parser.add_argument("--precision", choices=PRECISIONS, default="float32", help="default: %(default)s")
+    parser.add_argument("--workers", type=int, default=2, metavar="N", help="default: %(default)s")
+    parser.set_defaults(run=run)
+
+
+def run(args: argparse.Namespace) -> int:
+    """``bssnet-zoo eval``: prints the table. Returns the exit status."""
+    recipe = run_recipe(args.checkpoint)
+    data = args.data or (recipe and recipe.data)
+    if data is None:
+        raise ValueError("say what to evaluate on: --data camvid:DIR, cityscapes:DIR, nightcity:DIR or folder:DIR")
+    split = args.split or (recipe.val_split if recipe else default_split(data))
+    exported = ExportedModel(args.checkpoint, precision=args.precision) if is_exported(args.checkpoint) else None
+    size = args.size or (exported.size if exported else recipe and recipe.val_size)
+    model_name = args.model or (recipe.model if recipe else "bssnet_t")
+    process = init_process("cpu" if exported else args.device)
+    dataset = open_dataset(data, split, EvalTransform(size=size))
+    model = exported or create_network(
+        model_name, len(dataset.classes.names), args.checkpoint, weighted=recipe is None or recipe.weighted)
+    result = evaluate(
+        model.to(process.device, memory_format=torch.channels_last), dataset,
+        scales=args.scales, flip=args.flip, sliding_window=args.sliding_window,
+        precision=args.precision, workers=args.workers, save_dir=args.save_dir, process=process, progress=True)
+    end_process()
+    if process.primary:
+        print(result)
+    return 0

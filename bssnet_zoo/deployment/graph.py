@@ -1,0 +1,113 @@
+"""What an exported file computes, as a torch module: a deployed model with what comes before and after it."""
+import copy
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
+from torch import nn
+
+from ..losses.resized import interpolation_matrix
+from ..models import BSSNet
+from .rewrites import UpsampleConvReLU
+
+__all__ = ["ExportedGraph", "with_exported_upsamples"]
+
+STRIP_ROWS = 64
+
+
+class ExportedUpsample(nn.Module):
+    """`UpsampleConvReLU` for a file: a plain resize and convolution, or a transposed convolution to exactly x2.
+
+    OpenVINO computes the latter faster and ONNX Runtime the former. What `UpsampleConvReLU` does at odd sizes becomes
+    operators that both are slow at.
+    """
+
+    def __init__(self, upsample: UpsampleConvReLU, transposed: bool):
+        super().__init__()
+        self.upsample = upsample
+        self.transposed = transposed
+
+    def forward(self, x: torch.Tensor, height: int, width: int) -> torch.Tensor:
+        if self.transposed and (height, width) == (2 * x.shape[2], 2 * x.shape[3]):
+            return self.upsample.twice(x)
+        return self.upsample.plain(x, height, width)
+
+    def twice(self, x: torch.Tensor) -> torch.Tensor:
+        return self(x, 2 * x.shape[2], 2 * x.shape[3])
+
+
+def with_exported_upsamples(module: nn.Module, transposed: bool) -> nn.Module:
+    """Puts `ExportedUpsample` into a deployed model."""
+    for name, child in module.named_children():
+        if isinstance(child, UpsampleConvReLU):
+            setattr(module, name, ExportedUpsample(child, transposed))
+        else:
+            with_exported_upsamples(child, transposed)
+    return module
+
+
+def row_strips(rows: int, height: int) -> list[tuple[int, int, torch.Tensor]]:
+    """A bilinear resize of rows, corners aligned, as products: first and last row of each and a matrix that makes
+    ``STRIP_ROWS`` rows from them.
+    """
+    strips = []
+    for strip in interpolation_matrix(rows, height, align_corners=True, dtype=torch.float32).split(STRIP_ROWS):
+        used = strip.any(0).nonzero()
+        first, last = int(used[0]), int(used[-1]) + 1
+        strips.append((first, last, strip[:, first:last].contiguous()))
+    return strips
+
+
+class ExportedGraph(nn.Module):
+    """What the file computes: a deployed model with what comes before and after it.
+
+    Labels of images of a known size are computed in strips of rows, as `predict` does: no logits of full size are held,
+    and it is several times faster than ArgMax of them.
+
+    Args:
+        model: A deployed `BSSNet`.
+        size: Height and width of the images, None for any.
+        labels: End in class ids, uint8 (N, H, W), instead of float32 logits (N, num_classes, H, W).
+        normalize: Take RGB images as a decoder gives them, uint8 (N, H, W, 3), instead of normalised float32 ones
+            (N, in_chans, H, W).
+        raw: End at the model's own stride, without the resize to the images' size.
+    """
+
+    strips: list[tuple[int, int, torch.Tensor]]
+
+    def __init__(self, model: BSSNet, size: Sequence[int] | None, labels: bool, normalize: bool, raw: bool):
+        super().__init__()
+        self.model, self.labels, self.normalize, self.raw = model, labels, normalize, raw
+        cfg = getattr(model, "pretrained_cfg", {})
+        for key, default in (("mean", IMAGENET_DEFAULT_MEAN), ("std", IMAGENET_DEFAULT_STD)):
+            self.register_buffer(key, torch.tensor(cfg.get(key) or default), persistent=False)
+        if len(self.mean) != model.in_chans:
+            raise ValueError(f"the pretrained config has mean and std of {len(self.mean)} channels, the model takes "
+                             f"{model.in_chans}: create it with pretrained_cfg_overlay=dict(mean=..., std=...)")
+        self.strips = []
+        if size and labels and not raw:
+            images = torch.empty(1, model.in_chans, *size, device="meta")
+            meta = copy.deepcopy(model).to("meta")
+            self.strips = row_strips(meta.forward_head(meta.forward_features(images)).shape[2], size[0])
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        height, width = images.shape[-2], images.shape[-1]
+        if self.normalize:
+            height, width = images.shape[1], images.shape[2]
+            images = ((images.float() - 255 * self.mean) / (255 * self.std)).permute(0, 3, 1, 2)
+        images = images.to(self.model.stem[0].conv.weight.dtype)
+        logits = self.model.forward_head(self.model.forward_features(images)).float()
+        if len(self.strips) > 0:
+            return self._labels_in_strips(logits, width)
+        if not self.raw:
+            logits = F.interpolate(logits, size=[height, width], mode="bilinear", align_corners=True)
+        return logits.argmax(1).to(torch.uint8) if self.labels else logits
+
+    def _labels_in_strips(self, logits: torch.Tensor, width: int) -> torch.Tensor:
+        labels: list[torch.Tensor] = []
+        for first, last, matrix in self.strips:
+            strip = F.interpolate(
+                logits[:, :, first:last], size=[last - first, width], mode="bilinear", align_corners=True)
+            labels.append(torch.matmul(matrix, strip).argmax(1).to(torch.uint8))
+        return torch.cat(labels, dim=1)

@@ -1,0 +1,54 @@
+"""One training process among several, or alone."""
+from dataclasses import dataclass
+
+import torch
+import torch.distributed as dist
+from timm.utils.distributed import init_distributed_device_so, reduce_tensor
+
+from .device import parse_device
+
+__all__ = ["Process", "end_process", "init_process"]
+
+
+@dataclass(frozen=True)
+class Process:
+    """This process: its device, its rank among ``world_size`` processes."""
+
+    device: torch.device
+    rank: int = 0
+    world_size: int = 1
+
+    @property
+    def primary(self) -> bool:
+        """This is the one process that prints and writes files."""
+        return self.rank == 0
+
+    def mean(self, tensor: torch.Tensor) -> torch.Tensor:
+        """The mean of a tensor over all processes."""
+        return reduce_tensor(tensor, self.world_size) if self.world_size > 1 else tensor
+
+    def seed(self, seed: int, iteration: int) -> None:
+        """Seeds what is random in an iteration, so that no generator's state needs to be saved."""
+        torch.manual_seed(((seed << 40) + iteration * self.world_size + self.rank) % 2 ** 64)
+
+
+def init_process(device: str | None = None) -> Process:
+    """Joins the processes that torchrun (or SLURM) started, if it did.
+
+    Args:
+        device: cpu, cuda, cuda:1 or mps; None for the best there is. With several processes each takes its own GPU.
+
+    Raises:
+        ValueError: A device that isn't there.
+    """
+    device = str(parse_device(device))
+    if dist.is_initialized():
+        return Process(torch.device(device), dist.get_rank(), dist.get_world_size())
+    found = init_distributed_device_so(device)
+    return Process(torch.device(found["device"]), found["global_rank"], found["world_size"])
+
+
+def end_process() -> None:
+    """Leaves the other processes, if there are any."""
+    if dist.is_initialized():
+        dist.destroy_process_group()

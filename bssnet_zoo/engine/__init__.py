@@ -1,1 +1,0 @@
-"""Training and evaluation: `recipes.Recipe` and `recipes.RECIPES`, `train.train`, `evaluate.evaluate`."""

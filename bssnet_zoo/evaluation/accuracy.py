@@ -1,0 +1,207 @@
+"""Evaluation: mIoU, pixel accuracy and boundary F1 of a model on a data set, whole-image or with test-time tricks."""
+import math
+import os
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+from torch.utils.data import DataLoader, Dataset, Subset
+from tqdm import tqdm
+
+from ..device import PRECISIONS
+from ..distributed import Process
+from ..inference.predict import evaluating
+from ..metrics import BoundaryF1, ConfusionMatrix
+from ..models.bssnet import MIN_SIZE
+from .predictions import PredictionWriter
+
+__all__ = ["Evaluation", "evaluate", "multi_scale_probabilities", "sliding_window_logits"]
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """Accuracy of a model on a data set; all of it fractions, NaN for a class that is in neither labels nor prediction.
+
+    Attributes:
+        class_names: Names of the classes.
+        iou: IoU of each class.
+        miou: Mean of ``iou`` without the NaNs.
+        pixel_accuracy: Share of the labelled pixels that are right.
+        boundary_f1: F1 of the class boundaries, with a tolerance of 2 pixels.
+        num_images: Images in the data set.
+        images_per_second: Speed, with loading and metrics.
+    """
+
+    class_names: tuple[str, ...]
+    iou: tuple[float, ...]
+    miou: float
+    pixel_accuracy: float
+    boundary_f1: float
+    num_images: int
+    images_per_second: float
+
+    def __str__(self) -> str:
+        width = max(16, *(len(name) for name in self.class_names))
+        lines = [f"{name:<{width}} {100 * iou:7.3f}" for name, iou in zip(self.class_names, self.iou, strict=True)]
+        lines += [f"{'mIoU':<{width}} {100 * self.miou:7.3f}",
+                  f"{'pixel accuracy':<{width}} {100 * self.pixel_accuracy:7.3f}",
+                  f"{'boundary F1':<{width}} {100 * self.boundary_f1:7.3f}",
+                  f"{self.num_images} images, {self.images_per_second:.2f} images/s"]
+        return "\n".join(lines)
+
+
+def _window_starts(size: int, window: int) -> list[int]:
+    """Evenly spread starts of windows that cover ``size``, no more than two thirds of a window apart."""
+    if size <= window:
+        return [0]
+    count = math.ceil((size - window) / (window * 2 / 3)) + 1
+    return [round(i * (size - window) / (count - 1)) for i in range(count)]
+
+
+def sliding_window_logits(model: nn.Module, images: torch.Tensor, window: Sequence[int] | None = None) -> torch.Tensor:
+    """Logits (N, num_classes, H, W) as the mean over windows that overlap by a third or more.
+
+    Args:
+        model: Gives logits at input size.
+        images: Normalised images (N, C, H, W).
+        window: (height, width); squares of the images' shorter side if None.
+    """
+    height, width = images.shape[-2:]
+    window = window or (min(height, width),) * 2
+    window = min(window[0], height), min(window[1], width)
+    total = 0.
+    for top in _window_starts(height, window[0]):
+        for left in _window_starts(width, window[1]):
+            logits = model(images[..., top:top + window[0], left:left + window[1]]).float()
+            right, bottom = width - left - window[1], height - top - window[0]
+            ones = torch.ones_like(logits[:, :1])
+            total = total + F.pad(torch.cat([logits, ones], dim=1), (left, right, top, bottom))
+    return total[:, :-1] / total[:, -1:]
+
+
+def multi_scale_probabilities(
+        predict_logits,
+        images: torch.Tensor,
+        scales: Sequence[float] = (1.,),
+        flip: bool = False,
+) -> torch.Tensor:
+    """Class probabilities (N, num_classes, H, W) as the mean over scales, and over the mirrored images.
+
+    Args:
+        predict_logits: From images to logits of the same size.
+        images: Normalised images (N, C, H, W).
+        scales: Factors of the size.
+        flip: Predict mirrored images too.
+    """
+    size = images.shape[-2:]
+    total = 0.
+    for scale in scales:
+        scaled = images
+        if scale != 1:
+            scaled_size = [max(MIN_SIZE, round(s * scale)) for s in size]
+            scaled = F.interpolate(images, size=scaled_size, mode="bilinear", align_corners=False, antialias=scale < 1)
+        for mirrored in (False, True)[:1 + flip]:
+            logits = predict_logits(scaled.flip(-1) if mirrored else scaled).float()
+            logits = F.interpolate(logits, size=size, mode="bilinear", align_corners=True)
+            total = total + (logits.flip(-1) if mirrored else logits).softmax(1)
+    return total / (len(scales) * (1 + flip))
+
+
+def _predictions(
+        model: nn.Module,
+        loader: DataLoader,
+        device: torch.device,
+        precision: torch.dtype,
+        scales: Sequence[float],
+        flip: bool,
+        window: Sequence[int] | bool,
+) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+    """Label maps (1, H, W) and labels (1, H, W) of each image, at the labels' size."""
+    def predict_logits(images: torch.Tensor) -> torch.Tensor:
+        return sliding_window_logits(model, images, window if window is not True else None) if window else model(images)
+
+    for images, labels in loader:
+        images = images.to(device, memory_format=torch.channels_last, non_blocking=True)
+        with torch.autocast(device.type, precision, enabled=precision != torch.float32):
+            if tuple(scales) == (1.,) and not flip:
+                scores = predict_logits(images).float()
+            else:
+                scores = multi_scale_probabilities(predict_logits, images, scales, flip)
+        if scores.shape[-2:] != labels.shape[-2:]:
+            scores = F.interpolate(scores, size=labels.shape[-2:], mode="bilinear", align_corners=True)
+        yield scores.argmax(1), labels.to(device)
+
+
+@torch.inference_mode()
+def evaluate(
+        model: nn.Module,
+        dataset: Dataset,
+        *,
+        scales: Sequence[float] = (1.,),
+        flip: bool = False,
+        sliding_window: Sequence[int] | bool = False,
+        precision: str = "float32",
+        workers: int = 2,
+        save_dir: str | os.PathLike | None = None,
+        process: Process | None = None,
+        progress: bool = False,
+) -> Evaluation:
+    """Evaluates a model, image by image, at the labels' size, on the device it is on.
+
+    Args:
+        model: Gives logits (N, num_classes, H, W) at input size in eval mode; left in the mode it was in.
+        dataset: Of `open_dataset`, with an `EvalTransform`: normalised images (3, h, w) and labels (H, W).
+        scales: Factors of the image size over which probabilities are averaged.
+        flip: Average over the mirrored image too.
+        sliding_window: (height, width) of windows that are predicted one by one and averaged where they overlap; True
+            for squares of the image's shorter side; False for the whole image at once.
+        precision: float32, or bfloat16 or float16 for mixed precision.
+        workers: Processes that load images.
+        save_dir: Folder for the predictions as PNG.
+        process: Among several processes, this one: each evaluates its share, all get the whole result.
+        progress: Show a progress bar, on a terminal.
+
+    Raises:
+        ValueError: A model whose classes aren't the data set's, a scale that is not above 0, too small a window.
+    """
+    if min(scales) <= 0:
+        raise ValueError(f"scales must be more than 0, got {min(scales):g}")
+    if not isinstance(sliding_window, bool) and min(sliding_window) < MIN_SIZE:
+        raise ValueError(f"sliding_window must be {MIN_SIZE} or more high and wide, got {tuple(sliding_window)}")
+    num_classes = len(dataset.classes.names)
+    if getattr(model, "num_classes", num_classes) != num_classes:
+        raise ValueError(f"the model has {model.num_classes} classes, the data set {num_classes}: give a checkpoint "
+                         "trained on these classes")
+    device = next(model.parameters(), torch.empty(0)).device
+    process = process or Process(device)
+    indices = range(process.rank, len(dataset), process.world_size)
+    loader = DataLoader(Subset(dataset, indices), batch_size=1, num_workers=workers)
+    confusion = ConfusionMatrix(num_classes, ignore_index=dataset.ignore_index, device=device)
+    boundary = BoundaryF1(num_classes, ignore_index=dataset.ignore_index, device=device)
+    writer = PredictionWriter(dataset, save_dir) if save_dir is not None else None
+
+    start = time.perf_counter()
+    predictions = _predictions(model, loader, device, PRECISIONS[precision], scales, flip, sliding_window)
+    silent = not (progress and process.primary and sys.stderr.isatty())
+    predictions = tqdm(predictions, total=len(indices), unit="image", leave=False, disable=silent)
+    with evaluating(model):
+        for index, (prediction, labels) in zip(indices, predictions, strict=True):
+            confusion.update(prediction, labels)
+            boundary.update(prediction, labels)
+            if writer is not None:
+                writer.write(index, prediction[0])
+    confusion.reduce()
+    boundary.reduce()
+    return Evaluation(
+        class_names=dataset.classes.names,
+        iou=tuple(confusion.iou.tolist()),
+        miou=confusion.miou,
+        pixel_accuracy=confusion.pixel_accuracy,
+        boundary_f1=boundary.value,
+        num_images=len(dataset),
+        images_per_second=len(dataset) / (time.perf_counter() - start),
+    )

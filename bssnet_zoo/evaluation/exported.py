@@ -1,0 +1,18 @@
+"""What an export does to the accuracy."""
+import os
+
+from ..data.datasets import default_split, open_dataset
+from ..data.transforms import EvalTransform
+from ..deployment.exported import ExportedModel
+from ..models import BSSNet
+from .accuracy import evaluate
+
+__all__ = ["exported_accuracy"]
+
+
+def exported_accuracy(model: BSSNet, path: str | os.PathLike, data: str, workers: int = 2) -> str:
+    """mIoU of a model and of the file made from it, on a data set ``KIND:DIR``, at the file's size."""
+    exported = ExportedModel(path)
+    dataset = open_dataset(data, default_split(data), EvalTransform(size=exported.size))
+    before, after = (100 * evaluate(m, dataset, workers=workers, progress=True).miou for m in (model, exported))
+    return f"mIoU before {before:.3f}, after {after:.3f} ({after - before:+.3f}), {len(dataset)} images of {data}"

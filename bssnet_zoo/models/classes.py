@@ -1,0 +1,25 @@
+"""What the classes of a model are called and coloured."""
+from torch import nn
+
+from ..data.classes import CITYSCAPES, ClassInfo, default_palette
+
+__all__ = ["class_info"]
+
+
+def class_info(model: nn.Module, num_classes: int | None = None) -> ClassInfo:
+    """Class names and palette of a model, from its pretrained config.
+
+    A model whose class count differs from its config's has no names of its own: 19 classes are then taken to be those
+    of Cityscapes, any other number is called ``class_0``, ``class_1``, ...
+    """
+    num_classes = model.num_classes if num_classes is None else num_classes
+    cfg = getattr(model, "pretrained_cfg", {})
+    names = tuple(cfg.get("label_names") or ())
+    if len(names) == num_classes:
+        colours = cfg.get("label_descriptions") or {}
+        if all(name in colours for name in names):
+            return ClassInfo(names, tuple(tuple(bytes.fromhex(colours[name][1:])) for name in names))
+        return ClassInfo(names, default_palette(num_classes))
+    if num_classes == len(CITYSCAPES.names):
+        return CITYSCAPES
+    return ClassInfo(tuple(f"class_{i}" for i in range(num_classes)), default_palette(num_classes))

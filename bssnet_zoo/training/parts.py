@@ -1,0 +1,171 @@
+"""The parts of a training run, made from its recipe."""
+from collections.abc import Iterator
+from inspect import signature
+from pathlib import Path
+
+import torch
+from timm.layers import freeze_batch_norm_2d
+from timm.optim import create_optimizer_v2, get_optimizer_class
+from timm.scheduler import PolyLRScheduler
+from timm.utils import ModelEmaV3
+from torch import nn
+from torch.nn.parallel import DistributedDataParallel
+from torch.utils.data import DataLoader
+
+from ..data.datasets import SegmentationDataset, open_dataset
+from ..data.sampler import TrainSampler
+from ..data.transforms import EvalTransform, TrainTransform
+from ..distributed import Process
+from ..losses.bssnet import BSSNetLoss, PlainLoss
+from ..models import create_model, list_models
+from ..models.smp import SMP, SmpModel
+from ..models.widen import widen_
+from .feature_distillation import FeatureStudent
+from .interrupt import StopRequest
+from .recipes import Recipe
+from .state import TrainState
+
+__all__ = [
+    "create_criterion", "create_state", "create_student", "open_datasets", "train_batches", "train_sampler",
+    "wrap_model"]
+
+
+WIDEN = "widen:"
+
+
+def open_datasets(recipe: Recipe) -> tuple[SegmentationDataset, SegmentationDataset]:
+    """The data sets to train and to validate on, with the recipe's transforms."""
+    augment = TrainTransform(
+        recipe.scale_range, recipe.base_size, recipe.crop_size, gamma=recipe.gamma, class_crop=recipe.class_crop)
+    train_set = open_dataset(
+        recipe.data, recipe.train_split, augment, seed=recipe.seed, class_mix=recipe.class_mix)
+    if recipe.cache:
+        train_set.cache = {}
+    return train_set, open_dataset(recipe.data, recipe.val_split, EvalTransform(recipe.val_size))
+
+
+def train_sampler(dataset: SegmentationDataset, recipe: Recipe, process: Process, iteration: int) -> TrainSampler:
+    """This process's share of the batches after an iteration, ``grad_accum`` of them for each iteration to come.
+
+    Raises:
+        ValueError: A batch that can't be shared equally.
+    """
+    parts = process.world_size * recipe.grad_accum
+    if recipe.batch_size % parts:
+        raise ValueError(f"batch_size={recipe.batch_size} can't be shared by {process.world_size} processes with "
+                         f"grad_accum={recipe.grad_accum}: it must be a multiple of {parts}")
+    return TrainSampler(
+        len(dataset), recipe.batch_size // parts, recipe.seed, process.rank, process.world_size,
+        start=iteration * recipe.grad_accum)
+
+
+def train_batches(
+        dataset: SegmentationDataset,
+        sampler: TrainSampler,
+        recipe: Recipe,
+        device: torch.device,
+) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+    """Images (N, 3, H, W) and labels (N, H, W) on a device, without end."""
+    loader = DataLoader(
+        dataset, batch_sampler=sampler, num_workers=recipe.workers, pin_memory=device.type == "cuda",
+        worker_init_fn=StopRequest.leave_to_parent,
+        generator=torch.Generator())  # without its own, it draws from the one that dropout uses
+    for images, labels in loader:
+        yield (images.to(device, memory_format=memory_format(recipe), non_blocking=True),
+               labels.to(device, non_blocking=True))
+
+
+def memory_format(recipe: Recipe) -> torch.memory_format:
+    return torch.channels_last if recipe.channels_last else torch.contiguous_format
+
+
+def create_student(recipe: Recipe, num_classes: int, process: Process) -> nn.Module:
+    """The model to train on its device, with its training heads, initialised as the recipe says.
+
+    Raises:
+        ValueError: ``init`` is neither a tag of the model nor a file, or does not fit.
+    """
+    torch.manual_seed(recipe.seed)
+    kwargs = {"num_classes": num_classes, "aux_heads": True, "weighted": recipe.weighted}
+    if recipe.model.startswith(SMP):
+        model = SmpModel(recipe.model, num_classes, recipe.init)
+    elif recipe.init is not None and recipe.init.startswith(WIDEN):
+        if recipe.model != "bssnet_b":
+            raise ValueError(f"init '{recipe.init}' widens a bssnet_t to a bssnet_b, model is {recipe.model}")
+        narrow = create_model("bssnet_t", checkpoint_path=recipe.init.removeprefix(WIDEN), **kwargs)
+        model = widen_(create_model("bssnet_b", **kwargs), narrow)
+    elif recipe.init is None:
+        model = create_model(recipe.model, **kwargs)
+    elif f"{recipe.model}.{recipe.init}" in list_models(pretrained=True):
+        model = create_model(f"{recipe.model}.{recipe.init}", pretrained=True, **kwargs)
+    elif Path(recipe.init).exists():
+        model = create_model(recipe.model, pretrained=True, pretrained_cfg_overlay={"file": recipe.init}, **kwargs)
+    else:
+        tags = ", ".join(name.split(".")[1] for name in list_models(pretrained=True) if name.startswith(recipe.model))
+        raise ValueError(f"init '{recipe.init}' is neither a file nor a tag of {recipe.model}: its tags are {tags}")
+    if recipe.freeze_bn:
+        model = freeze_batch_norm_2d(model)
+    elif recipe.sync_bn and process.world_size > 1 and process.device.type == "cuda":
+        model = nn.SyncBatchNorm.convert_sync_batchnorm(model)
+    elif recipe.sync_bn and process.world_size > 1 and process.primary:
+        print(f"SyncBN does not exist on {process.device.type}: plain BatchNorm, each process with its own statistics")
+    return model.to(process.device, memory_format=memory_format(recipe)).train()
+
+
+def create_criterion(model: nn.Module, recipe: Recipe, ignore_index: int) -> nn.Module:
+    """The loss of a recipe: BSSNet's six, or cross-entropy for a network that gives plain logits.
+
+    Raises:
+        ValueError: Loss weights that make no sense.
+    """
+    if isinstance(model, SmpModel):
+        if set(recipe.loss_weights) != {1.}:
+            raise ValueError(f"{recipe.model} has one loss: leave loss_weights at 1, got {recipe.loss_weights}")
+        return PlainLoss(recipe.class_weights, ignore_index)
+    return BSSNetLoss(recipe.class_weights, ignore_index, loss_weights=recipe.loss_weights)
+
+
+def create_state(
+        model: nn.Module,
+        recipe: Recipe,
+        iterations: int,
+        projections: nn.Module | None = None,
+) -> TrainState:
+    """Averaged weights, optimiser, schedule and gradient scaler of a model.
+
+    Args:
+        model: The network itself, without wrappers, on its device.
+        recipe: The recipe.
+        iterations: Length of the whole run.
+        projections: What is to be trained beside it.
+
+    Raises:
+        ValueError: An optimiser that timm doesn't know.
+    """
+    # on a CPU, PyTorch's own choice would be one parameter at a time; not every optimiser can do otherwise
+    parameters = signature(get_optimizer_class(recipe.opt.lower().split("_")[-1], bind_defaults=False)).parameters
+    optimizer = create_optimizer_v2(
+        model, opt=recipe.opt, lr=recipe.lr, momentum=recipe.momentum, weight_decay=recipe.weight_decay,
+        filter_bias_and_bn=not recipe.decay_all, layer_decay=recipe.layer_decay,
+        foreach=True if "foreach" in parameters else None)
+    if projections is not None:
+        optimizer.add_param_group({"params": list(projections.parameters())})
+    # the average must forget the first, random weights: its decay rises as iteration / (10 + iteration)
+    ema = ModelEmaV3(model, decay=recipe.ema_decay, use_warmup=True, warmup_gamma=10, warmup_power=1)
+    scheduler = PolyLRScheduler(
+        optimizer, t_initial=iterations, power=recipe.poly_power, warmup_t=recipe.warmup_iterations, t_in_epochs=False)
+    device = next(model.parameters()).device
+    scaler = torch.amp.GradScaler(device.type, enabled=recipe.precision == "float16")
+    return TrainState(model, ema, optimizer, scheduler, scaler, projections)
+
+
+def wrap_model(state: TrainState, recipe: Recipe, process: Process) -> nn.Module:
+    """The model as it is called in training: with its projections, compiled, averaging gradients over processes."""
+    model = state.model
+    if state.projections is not None:
+        model = FeatureStudent(model, state.projections)
+    if recipe.compile:
+        model = torch.compile(model)
+    if process.world_size == 1:
+        return model
+    return DistributedDataParallel(model, device_ids=[process.device] if process.device.type == "cuda" else None)

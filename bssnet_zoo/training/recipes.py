@@ -1,0 +1,163 @@
+"""Recipes: everything that decides what a training run computes, as one frozen dataclass and a table of them."""
+import os
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from ..data.classes import CAMVID, CITYSCAPES
+from ..device import PRECISIONS
+from ..files import atomic_path
+
+__all__ = ["RECIPES", "Recipe", "load_recipe", "save_recipe"]
+
+
+def option(default: Any, text: str) -> Any:
+    return field(default=default, metadata={"help": text})
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """A training recipe. Sizes are (height, width); an iteration is one update of the weights.
+
+    Raises:
+        ValueError: A value that can't work.
+    """
+
+    model: str = option("bssnet_t", "bssnet_t or bssnet_b; or smp:ARCHITECTURE/ENCODER, to train a teacher")
+    init: str | None = option(None, "initial weights: a tag (pidnet_in1k, camvid), a checkpoint file, or for bssnet_b "
+                              "widen:FILE with the checkpoint of a bssnet_t; of a teacher's encoder imagenet or a file")
+    weighted: bool = option(True, "fuse the branches by UMF; --no-weighted by a plain sum, for comparison")
+    data: str = option("camvid:data/camvid", "camvid:DIR, cityscapes:DIR, nightcity:DIR or folder:DIR")
+    train_split: str = option("train", "split to train on: train, or trainval")
+    val_split: str = option("val", "split to validate on: val or test")
+
+    base_size: tuple[int, int] = option((360, 480), "size to which images are resized, times a random scale")
+    scale_range: tuple[float, float] = option((0.5, 2.), "range of the random scale")
+    crop_size: tuple[int, int] = option((352, 480), "size of the random crop")
+    val_size: tuple[int, int] | None = option(None, "size of the images in validation; their own if left out")
+    gamma: float = option(0., "largest natural logarithm of a random gamma, for other light; 0 leaves it out")
+    class_crop: float = option(0., "share of the crops that are laid around a pixel of a class drawn at random")
+    class_mix: float = option(0., "share of the images that get the pixels of half of the classes of another one")
+    class_weights: tuple[float, ...] | None = option(None, "weight of each class in the cross-entropy")
+    loss_weights: tuple[float, ...] = option((1., 1., 1., 1., 1., 1.), "factors of the losses seg, seg_border, border, "
+                                             "spatial, aux3 and aux4")
+
+    epochs: int = option(0, "length of the run in epochs; 0 if iterations says it")
+    iterations: int = option(0, "length of the run in iterations; 0 if epochs says it")
+    batch_size: int = option(12, "images in an iteration, over all processes and accumulation steps")
+    grad_accum: int = option(1, "steps over which the images of an iteration are spread, to save memory")
+    opt: str = option("momentum", "timm's name of the optimiser; 'sgd' is the one with Nesterov")
+    lr: float = option(0.01, "learning rate")
+    momentum: float = option(0.9, "momentum")
+    weight_decay: float = option(5e-4, "weight decay")
+    decay_all: bool = option(True, "weight decay on biases and norm layers too")
+    layer_decay: float | None = option(None, "factor of the learning rate from each layer to the one before it")
+    warmup_iterations: int = option(0, "iterations in which the learning rate rises from 0")
+    poly_power: float = option(0.9, "power of the polynomial decay to 0")
+    clip_grad: float | None = option(None, "largest norm of the gradient")
+    ema_decay: float = option(0., "decay of the averaged weights, which are validated and kept; 0 keeps the weights")
+    sync_bn: bool = option(True, "statistics of BatchNorm over all processes (CUDA only)")
+    freeze_bn: bool = option(False, "leave BatchNorm's statistics and weights as they are at the start")
+
+    teacher: str | None = option(None, "model or model.tag to distil from (Hub names work too), or "
+                                 "smp:ARCHITECTURE/ENCODER")
+    teacher_checkpoint: str | None = option(None, "weights of the teacher instead of its pretrained ones")
+    distill_weight: float = option(1., "weight of the distillation loss")
+    temperature: float = option(1., "temperature of the distillation loss")
+    distill_correct: bool = option(False, "leave pixels in which the teacher contradicts the label to the label")
+    feature_teacher: str | None = option(None, "encoder of timm whose features the trunk learns to predict as well, "
+                                         "for example tf_efficientnet_lite2")
+    feature_checkpoint: str | None = option(None, "weights of the feature teacher instead of timm's own")
+    feature_weight: float = option(1., "weight of the loss on the feature teacher's features")
+
+    device: str | None = option(None, "cpu, cuda or cuda:1 (with torchrun, cuda); cuda if left out and there is one")
+    precision: str = option("float32", f"{', '.join(PRECISIONS)}: the latter two are mixed precision")
+    channels_last: bool = option(True, "memory layout of convolutions, the faster one on most machines")
+    compile: bool = option(False, "torch.compile the model")
+    cache: bool = option(False, "keep decoded images in the memory of each worker")
+    workers: int = option(2, "processes that load images; 0 loads in the training process, which is the fastest with "
+                             "a cache on few cores. Never changes a result")
+    seed: int = option(0, "seed of everything random")
+    checkpoint_every: int = option(100, "iterations between checkpoints to resume from")
+    validate_every: int = option(1, "epochs between validations")
+
+    def __post_init__(self):
+        if (self.epochs > 0) == (self.iterations > 0) or min(self.epochs, self.iterations) < 0:
+            raise ValueError("a recipe has either epochs or iterations, 1 or more of them, got "
+                             f"epochs={self.epochs} and iterations={self.iterations}")
+        if self.precision not in PRECISIONS:
+            raise ValueError(f"precision must be {', '.join(PRECISIONS)}, got '{self.precision}'")
+        positive = ("batch_size", "grad_accum", "lr", "temperature", "checkpoint_every", "validate_every")
+        for name in positive:
+            if getattr(self, name) <= 0:
+                raise ValueError(f"{name} must be more than 0, got {getattr(self, name)}")
+        for name in ("distill_weight", "feature_weight"):
+            if not getattr(self, name) >= 0:
+                raise ValueError(f"{name} must be 0 or more, got {getattr(self, name)}")
+        for name in ("base_size", "crop_size", "val_size"):
+            size = getattr(self, name)
+            if size is not None and (len(size) != 2 or min(size) < 1):
+                raise ValueError(f"{name} must be a height and a width, got {size}")
+        if not 0 <= self.ema_decay < 1:
+            raise ValueError(f"ema_decay must be in [0, 1), got {self.ema_decay}")
+
+    def with_options(self, **options: Any) -> "Recipe":
+        """This recipe with some fields replaced; a length in epochs replaces one in iterations and vice versa."""
+        if options.get("epochs"):
+            options = {"iterations": 0, **options}
+        elif options.get("iterations"):
+            options = {"epochs": 0, **options}
+        return replace(self, **options)
+
+    def __str__(self) -> str:
+        """The recipe as YAML, as it is saved."""
+        values = {k: list(v) if isinstance(v, tuple) else v for k, v in asdict(self).items()}
+        return yaml.safe_dump(values, sort_keys=False, default_flow_style=None, width=120)
+
+
+_CITYSCAPES = Recipe(
+    init="pidnet_in1k", data="cityscapes:data/cityscapes", base_size=(1024, 2048), crop_size=(1024, 1024),
+    val_size=(1024, 2048), class_weights=CITYSCAPES.class_weights, iterations=120_000, validate_every=10, workers=4)
+_CAMVID = replace(
+    _CITYSCAPES, data="camvid:data/camvid", train_split="trainval", val_split="test", base_size=(720, 960),
+    crop_size=(720, 960), val_size=(720, 960), class_weights=CAMVID.class_weights, iterations=10_000, lr=0.00025)
+_NIGHTCITY = replace(
+    _CITYSCAPES, data="nightcity:data/nightcity", base_size=(512, 1024), val_size=(512, 1024), batch_size=16)
+
+RECIPES: dict[str, Recipe] = {
+    "cityscapes_t": _CITYSCAPES,
+    "cityscapes_b": replace(_CITYSCAPES, model="bssnet_b"),
+    "camvid_t": _CAMVID,
+    "camvid_b": replace(_CAMVID, model="bssnet_b"),
+    "nightcity_t": replace(_NIGHTCITY, crop_size=(512, 1024), class_weights=None),
+    "nightcity_b": replace(_NIGHTCITY, model="bssnet_b"),
+    "camvid_480x360": Recipe(
+        train_split="trainval", val_split="test", class_weights=CAMVID.class_weights, epochs=100, batch_size=8,
+        opt="sgd", lr=0.02, decay_all=False, warmup_iterations=200, ema_decay=0.998, validate_every=5,
+        cache=True, workers=0),
+}
+
+
+def load_recipe(name: str | os.PathLike) -> Recipe:
+    """A recipe of `RECIPES` by its name, or from a file that `save_recipe` wrote.
+
+    Raises:
+        ValueError: Neither, or a file that is no recipe.
+    """
+    if name in RECIPES:
+        return RECIPES[name]
+    try:
+        values = yaml.safe_load(Path(name).read_text())
+        return Recipe(**{k: tuple(v) if isinstance(v, list) else v for k, v in values.items()})
+    except OSError:
+        raise ValueError(f"no recipe '{name}': there is {', '.join(RECIPES)}, or give a recipe.yaml") from None
+    except (yaml.YAMLError, TypeError, AttributeError, UnicodeDecodeError) as error:
+        raise ValueError(f"{name} is no recipe: {str(error).splitlines()[0]}") from None
+
+
+def save_recipe(recipe: Recipe, path: str | os.PathLike) -> None:
+    """Writes a recipe as YAML."""
+    with atomic_path(path) as temporary:
+        temporary.write_text(str(recipe))

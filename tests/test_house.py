@@ -1,0 +1,57 @@
+"""The rooms of the package: who may import whom, and what `import bssnet_zoo` costs."""
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+PACKAGE = Path(__file__).parents[1] / "bssnet_zoo"
+# from top to bottom, as in CONTRIBUTING.md: a room imports from those below it
+ROOMS = (
+    "__main__", "cli", "hub", "training", "benchmark", "evaluation", "__init__", "inference", "deployment", "models",
+    "metrics", "losses", "data", "layers", "distributed", "device", "files", "version")
+
+
+def imported_rooms(path: Path) -> set[str]:
+    """Rooms that a file names in its imports, those inside functions too."""
+    here = ("bssnet_zoo", *path.relative_to(PACKAGE).with_suffix("").parts)
+    rooms = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.ImportFrom) and node.level:
+            parts = (*here[:-node.level], *(node.module or "").split("."))
+            names = [part for part in parts if part][1:] or [alias.name for alias in node.names]
+            rooms.add(names[0])
+    return rooms
+
+
+@pytest.mark.parametrize("path", sorted(PACKAGE.rglob("*.py")), ids=lambda path: str(path.relative_to(PACKAGE)))
+def test_imports_point_downwards(path):
+    room = path.relative_to(PACKAGE).parts[0].removesuffix(".py")
+    below = ROOMS[ROOMS.index(room):]
+    assert imported_rooms(path) <= set(below)
+
+
+def test_every_room_has_a_map():
+    for init in PACKAGE.glob("*/__init__.py"):
+        names = [path.stem for path in init.parent.glob("*.py") if path.stem != "__init__"]
+        docstring = ast.get_docstring(ast.parse(init.read_text()))
+        missing = [name for name in names if f"`{name}`" not in docstring]
+        assert not missing or init.parent.name == "cli", (init, missing)
+
+
+def test_import_loads_no_more_than_it_needs():
+    rooms = "hub", "training", "benchmark", "evaluation", "cli", "deployment.export", "deployment.formats"
+    code = f"import sys, bssnet_zoo; print([r for r in {rooms} if 'bssnet_zoo.' + r in sys.modules])"
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout == "[]\n"
+
+
+@pytest.mark.slow
+def test_import_takes_little_more_than_its_libraries():
+    """CPU seconds of the process, the least of several by turns: what disturbs one disturbs the other."""
+    code = "import resource, {}; print(resource.getrusage(resource.RUSAGE_SELF).ru_utime)"
+    def seconds(modules):
+        run = subprocess.run([sys.executable, "-c", code.format(modules)], capture_output=True, text=True, check=True)
+        return float(run.stdout)
+    ours, theirs = zip(*((seconds("bssnet_zoo"), seconds("timm, torchvision")) for _ in range(3)), strict=True)
+    assert min(ours) < 1.2 * min(theirs)
