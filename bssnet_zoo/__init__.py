@@ -1,8 +1,8 @@
 """BSSNet as a timm-style model zoo: real-time semantic segmentation of road scenes."""
 from .deployment.rewrites import deploy
 from .device import keep_freed_memory
-from .inference.predict import predict
 from .inference.prediction import Prediction
+from .inference.predictor import Predictor, predict
 from .layers import LUAFM, PAPPM, UMF
 from .losses import BoundaryLoss, BSSNetLoss, OhemCrossEntropyLoss
 from .metrics import BoundaryF1, ConfusionMatrix
@@ -22,6 +22,7 @@ __all__ = [
     "ConfusionMatrix",
     "OhemCrossEntropyLoss",
     "Prediction",
+    "Predictor",
     "__version__",
     "class_info",
     "convert_checkpoint",

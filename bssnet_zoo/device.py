@@ -4,7 +4,7 @@ import os
 
 import torch
 
-__all__ = ["PRECISIONS", "keep_freed_memory", "parse_device"]
+__all__ = ["PRECISIONS", "has_bfloat16", "keep_freed_memory", "parse_device"]
 
 PRECISIONS = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
@@ -25,6 +25,11 @@ def parse_device(name: str | None = None) -> torch.device:
         there = [kind for kind in ("cpu", "cuda", "mps", "xpu") if _device_count(kind)]
         raise ValueError(f"device '{name}' is unknown or not there; there is {', '.join(there)}")
     return device
+
+
+def has_bfloat16() -> bool:
+    """Whether the CPU has instructions for bfloat16, which make it about twice as fast as float32."""
+    return any(getattr(torch.cpu, name, bool)() for name in ("_is_avx512_bf16_supported", "_is_amx_tile_supported"))
 
 
 def _device_count(kind: str) -> int:

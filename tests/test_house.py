@@ -44,14 +44,3 @@ def test_import_loads_no_more_than_it_needs():
     rooms = "hub", "training", "benchmark", "evaluation", "cli", "deployment.export", "deployment.formats"
     code = f"import sys, bssnet_zoo; print([r for r in {rooms} if 'bssnet_zoo.' + r in sys.modules])"
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout == "[]\n"
-
-
-@pytest.mark.slow
-def test_import_takes_little_more_than_its_libraries():
-    """CPU seconds of the process, the least of several by turns: what disturbs one disturbs the other."""
-    code = "import resource, {}; print(resource.getrusage(resource.RUSAGE_SELF).ru_utime)"
-    def seconds(modules):
-        run = subprocess.run([sys.executable, "-c", code.format(modules)], capture_output=True, text=True, check=True)
-        return float(run.stdout)
-    ours, theirs = zip(*((seconds("bssnet_zoo"), seconds("timm, torchvision")) for _ in range(3)), strict=True)
-    assert min(ours) < 1.2 * min(theirs)

@@ -150,6 +150,8 @@ class TestRecipes:
                 words = [option if value else option.replace("--", "--no-")]
             else:
                 words = [option, *map(str, value if isinstance(value, tuple) else [value])]
+            if name.endswith("_size") and isinstance(value, tuple):
+                words = [option, "{}x{}".format(*value)]
             found = vars(parser.parse_args(["none" if word == "None" else word for word in words]))[name]
             found = None if found == [None] else tuple(found) if isinstance(found, list) else found
             assert found == value, name

@@ -1,10 +1,10 @@
 """``bssnet-zoo predict``"""
 import argparse
 
-import torch
-
-from ..device import PRECISIONS, keep_freed_memory, parse_device
+from ..device import PRECISIONS, keep_freed_memory
 from ..inference.files import predict_files
+from ..inference.predictor import Predictor
+from ..inference.runner import BACKENDS
 from ..models import create_trained_model
 from .options import Verbs, image_size
 
@@ -15,30 +15,37 @@ def add_parser(verbs: Verbs) -> None:
         description="Segments image files and folders. Writes NAME_labels.png (a palette PNG, pixel values are class "
                     "ids) and NAME_overlay.png (with a legend) for each. Exit status 1 if some file could not be read.")
     parser.add_argument("images", nargs="+", metavar="IMAGE", help="image file or folder (searched to the bottom)")
-    parser.add_argument("--model", default="bssnet_t", metavar="NAME",
-                        help="model or model.tag, see 'bssnet-zoo list' (default: %(default)s)")
+    parser.add_argument("--model", metavar="NAME", help="model or model.tag, see 'bssnet-zoo list' (default: bssnet_t, "
+                        "or the one that the checkpoint fits)")
+    parser.add_argument("--checkpoint", metavar="FILE", help="weights instead of the pretrained ones, .safetensors or "
+                        ".pth; or a file of 'bssnet-zoo export'")
+    parser.add_argument("--num-classes", type=int, metavar="N", help="class count of the checkpoint (default: found in "
+                        "it)")
     parser.add_argument("--out", default="predictions", metavar="DIR", help="folder to write to (default: %(default)s)")
-    parser.add_argument("--size", type=image_size, metavar="N",
-                        help="what the network sees: the shorter side, or height x width as in 360x480 "
-                             "(default: the image's own size). The bundled weights were trained at 360x480: on larger "
-                             "images try 720, or 360 for speed")
-    parser.add_argument("--checkpoint", metavar="FILE", help=".safetensors or .pth instead of pretrained weights")
-    parser.add_argument("--num-classes", type=int, metavar="N", help="class count of the checkpoint, if not 11")
+    parser.add_argument("--size", type=size, metavar="N", help="what the network sees: the shorter side, or "
+                        "height x width as in 720x960, or 'full' for the image's own (default: what the weights were "
+                        "made for)")
+    parser.add_argument("--backend", choices=BACKENDS, default="auto", help="what runs the network: openvino (on a "
+                        "CPU), deploy (torch, made fast) or eager (the model as it is); auto takes the first that is "
+                        "installed (default: %(default)s)")
+    parser.add_argument("--precision", choices=PRECISIONS, help="default: bfloat16 on a CPU that has it, else float32")
     parser.add_argument("--device", help="cpu, cuda, cuda:1, mps ... (default: cuda or mps if there is one)")
-    parser.add_argument("--precision", choices=PRECISIONS, default="float32", help="default: %(default)s")
     parser.set_defaults(run=run)
+
+
+def size(text: str) -> tuple[int, ...] | str:
+    return text if text == "full" else image_size(text)
 
 
 def run(args: argparse.Namespace) -> int:
     if args.num_classes is not None and args.checkpoint is None:
         raise ValueError("--num-classes needs --checkpoint: the pretrained weights have the classes they have")
-    device = parse_device(args.device)
-    if device.type == "cpu":
+    model = args.checkpoint or args.model or "bssnet_t"
+    if args.checkpoint and (args.model or args.num_classes):
+        model = create_trained_model(args.model or "bssnet_t", args.checkpoint, args.num_classes)
+    predictor = Predictor(model, args.device, args.precision, args.backend, args.size)
+    if predictor.runner.device.type == "cpu":
         keep_freed_memory()
-    model = create_trained_model(args.model, args.checkpoint, args.num_classes)
-    model = model.eval().to(device, memory_format=torch.channels_last)
-    precision = PRECISIONS[args.precision]
-    with torch.autocast(device.type, precision, enabled=precision != torch.float32):
-        summary = predict_files(model, args.images, args.out, args.size)
+    summary = predict_files(predictor, args.images, args.out)
     print(summary)
     return 1 if summary.failed else 0

@@ -1,7 +1,7 @@
 """Class names and palettes of the data sets."""
 from dataclasses import dataclass
 
-__all__ = ["CAMVID", "CITYSCAPES", "IGNORE_INDEX", "ClassInfo", "default_palette"]
+__all__ = ["CAMVID", "CITYSCAPES", "IGNORE_INDEX", "ClassInfo", "default_palette", "hex_colour"]
 
 IGNORE_INDEX = 255  # the label of what is no class
 
@@ -29,6 +29,12 @@ class ClassInfo:
     def hex_palette(self) -> tuple[str, ...]:
         """The colours as "#rrggbb"."""
         return tuple("#{:02x}{:02x}{:02x}".format(*colour) for colour in self.palette)
+
+
+def hex_colour(text: str) -> RGB:
+    """An 8-bit RGB colour from "#rrggbb"."""
+    red, green, blue = bytes.fromhex(text.removeprefix("#"))
+    return red, green, blue
 
 
 def default_palette(num_classes: int) -> tuple[RGB, ...]:

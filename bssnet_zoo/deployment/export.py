@@ -10,7 +10,6 @@ from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
-from torch import nn
 
 from ..data.images import ImageLike
 from ..device import PRECISIONS
@@ -24,7 +23,7 @@ from .exported import ExportedModel, require
 from .formats import FORMATS
 from .graph import ExportedGraph
 from .int8 import calibration_files, quantize, read_image
-from .rewrites import deploy
+from .rewrites import deploy, is_deployed
 
 __all__ = ["FORMATS", "ExportReport", "export_model"]
 
@@ -67,10 +66,12 @@ def compare(exported: ExportedModel, model: BSSNet, images: torch.Tensor) -> tup
 def describe(graph: ExportedGraph, size: Sequence[int] | None, precision: str) -> dict[str, str]:
     """What a user of the file must know, as text: what isn't text is JSON."""
     cfg, classes = getattr(graph.model, "pretrained_cfg", {}), class_info(graph.model)
+    trained_size = list(cfg.get("test_input_size") or cfg.get("input_size") or ())[1:]
     values = dict(
         model=".".join(filter(None, (cfg.get("architecture"), cfg.get("tag")))) or "bssnet", class_names=classes.names,
         palette=classes.hex_palette, mean=graph.mean.tolist(), std=graph.std.tolist(), size=size and list(size),
-        precision=precision, labels=graph.labels, normalize=graph.normalize, raw=graph.raw, bssnet_zoo=__version__)
+        trained_size=trained_size or None, precision=precision, labels=graph.labels, normalize=graph.normalize,
+        raw=graph.raw, bssnet_zoo=__version__)
     return {key: value if isinstance(value, str) else json.dumps(value) for key, value in values.items()}
 
 
@@ -132,8 +133,7 @@ def export_model(
     check_options(model, path, format, size, precision, labels)
     files = calibration_files(calibration) if precision == "int8" else []
     require(FORMATS[format].packages + (("nncf",) if files else ()), f"exporting {precision} {format}")
-    if any(isinstance(module, nn.BatchNorm2d) for module in model.modules()):
-        model = deploy(model)
+    model = model if is_deployed(model) else deploy(model)
     model = copy.deepcopy(model).cpu().float().eval()
     graph = ExportedGraph(copy.deepcopy(model), None if format == "torchscript" else size, labels, normalize, raw)
     metadata = describe(graph, size, precision)

@@ -9,6 +9,8 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from ..data.classes import ClassInfo, hex_colour
+
 __all__ = ["ExportedModel", "file_input", "is_exported", "require"]
 
 HINTS = {"float32": "f32", "bfloat16": "bf16", "float16": "f16"}
@@ -63,7 +65,12 @@ def open_program(path: Path, threads: int | None, precision: str) -> tuple[Run, 
     return program.module(), json.loads(files["metadata.json"] or "{}")
 
 
-OPENERS = {".onnx": open_onnx, ".xml": open_openvino, ".torchscript": open_torchscript, ".pt2": open_program}
+OPENERS = {
+    ".onnx": ("onnxruntime", open_onnx),
+    ".xml": ("openvino", open_openvino),
+    ".torchscript": ("torchscript", open_torchscript),
+    ".pt2": ("exported-program", open_program),
+}
 
 
 def is_exported(path: str | os.PathLike | None) -> bool:
@@ -89,8 +96,13 @@ class ExportedModel(nn.Module):
 
     Attributes:
         run: Takes what the file takes and gives what it gives, as tensors.
+        runtime: The library that runs it.
         metadata: What the file says of itself.
+        classes: Names and colours.
+        mean: Of the normalisation.
+        std: Of the normalisation.
         size: Height and width that it takes, None for any.
+        trained_size: Height and width that its weights were made for, None if it doesn't say.
 
     Raises:
         FileNotFoundError: No such file.
@@ -105,16 +117,26 @@ class ExportedModel(nn.Module):
             raise ValueError(f"{path} is no exported file: its name must end in {', '.join(OPENERS)}")
         if not path.is_file():
             raise FileNotFoundError(f"exported file not found: {path}")
-        self.run, self.metadata = OPENERS[path.suffix](path, threads, precision)
+        self.runtime, opener = OPENERS[path.suffix]
+        self.run, self.metadata = opener(path, threads, precision)
         if "class_names" not in self.metadata:
             raise ValueError(f"{path} was not made by 'bssnet-zoo export': it does not say what its classes are")
-        self.num_classes = len(json.loads(self.metadata["class_names"]))
+        names, colours = json.loads(self.metadata["class_names"]), json.loads(self.metadata["palette"])
+        self.classes = ClassInfo(tuple(names), tuple(hex_colour(colour) for colour in colours))
+        self.num_classes = len(names)
+        self.mean: list[float] = json.loads(self.metadata["mean"])
+        self.std: list[float] = json.loads(self.metadata["std"])
         self.size: list[int] | None = json.loads(self.metadata["size"])
+        self.trained_size: list[int] | None = json.loads(self.metadata.get("trained_size", "null"))
+
+    def answer(self, images: torch.Tensor) -> torch.Tensor:
+        """From normalised images (N, C, H, W) to what the file gives: logits, or labels, uint8 (N, H, W)."""
+        return self.run(file_input(images, self.metadata))
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
         """From normalised images (N, C, H, W) to scores (N, num_classes, H, W): logits, of a file with labels 0 and 1.
         """
-        result = self.run(file_input(images, self.metadata))
+        result = self.answer(images)
         if self.metadata["labels"] == "true":
             return F.one_hot(result.long(), self.num_classes).permute(0, 3, 1, 2).float()
         return result

@@ -14,7 +14,7 @@ from torch.nn.utils.fusion import fuse_conv_bn_eval
 from ..layers import LUAFM, UMF, ConvNormAct, NormActConv
 from ..models.bssnet import BSSNet
 
-__all__ = ["deploy"]
+__all__ = ["deploy", "is_deployed"]
 
 
 STRIP_BYTES = 16 * 2 ** 20
@@ -228,6 +228,11 @@ def deploy_head(model: BSSNet) -> None:
         model.head = UpsampleHead(conv, model.head.classifier)
 
 
+def is_deployed(model: nn.Module) -> bool:
+    """Whether it has no BatchNorm left, as what `deploy` gives."""
+    return not any(isinstance(module, nn.BatchNorm2d) for module in model.modules())
+
+
 @torch.no_grad()
 def deploy(model: BSSNet) -> BSSNet:
     """An inference-only copy with the same logits in less time: what to run once a model is trained.
@@ -246,7 +251,7 @@ def deploy(model: BSSNet) -> BSSNet:
     """
     if not isinstance(model, BSSNet):
         raise ValueError(f"deploy takes a BSSNet, got {type(model).__name__}: deploy first, then wrap or compile")
-    if not any(isinstance(module, nn.BatchNorm2d) for module in model.modules()):
+    if is_deployed(model):
         raise ValueError("deploy takes a BSSNet with its BatchNorm layers, this one has none: was it deployed before?")
     if model.decoder is not None and model.decoder.fuse.attention is None:
         raise ValueError("deploy takes a BSSNet that fuses by UMF, this one was made with weighted=False")

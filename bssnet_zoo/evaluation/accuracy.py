@@ -14,7 +14,7 @@ from tqdm import tqdm
 
 from ..device import PRECISIONS
 from ..distributed import Process
-from ..inference.predict import evaluating
+from ..inference.runner import evaluating
 from ..metrics import BoundaryF1, ConfusionMatrix
 from ..models.bssnet import MIN_SIZE
 from .predictions import PredictionWriter

@@ -19,7 +19,7 @@ from ..data.classes import CAMVID, ClassInfo
 from ..data.datasets import dataset_classes
 from ..data.images import ImageLike
 from ..files import atomic_path, sha256
-from ..inference.predict import predict
+from ..inference.predictor import predict
 from ..models import convert_checkpoint, create_model, list_models, read_checkpoint
 from ..models.checkpoints import checkpoint_num_classes
 from ..models.weights import ASSETS, HUB_FILENAME, WEIGHTS, hub_id

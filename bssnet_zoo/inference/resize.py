@@ -1,5 +1,5 @@
-"""Raw logits resized to an image, a few rows at a time."""
-from collections.abc import Iterable, Sequence
+"""Logits of any size, resized to an image a few rows at a time."""
+from collections.abc import Iterator, Sequence
 
 import torch
 import torch.nn.functional as F
@@ -30,7 +30,7 @@ def resize_logits(
         seen: Sequence[int],
         size: Sequence[int],
         strip: int = 32,
-) -> Iterable[torch.Tensor]:
+) -> Iterator[torch.Tensor]:
     """Logits (1, C, h, w) resized to what the network saw and then to the image, in strips (1, C, strip, W) of rows.
 
     Both resizes are bilinear with aligned corners, as published. Strips need no map of all classes at full size.

@@ -9,7 +9,7 @@
 """
 from .bssnet import BSSNet, BSSNetOutput, bssnet_b, bssnet_t
 from .checkpoints import convert_checkpoint, load_checkpoint, read_checkpoint
-from .factory import create_model, create_trained_model, list_models
+from .factory import create_model, create_trained_model, list_models, open_model
 from .weights import WEIGHTS
 
 __all__ = [
@@ -23,5 +23,6 @@ __all__ = [
     "create_trained_model",
     "list_models",
     "load_checkpoint",
+    "open_model",
     "read_checkpoint",
 ]

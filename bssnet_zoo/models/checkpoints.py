@@ -22,6 +22,7 @@ __all__ = ["checkpoint_filter_fn", "convert_checkpoint", "load_checkpoint", "rea
 
 _logger = logging.getLogger(__name__)
 
+WIDTHS = {32: "bssnet_t", 64: "bssnet_b"}
 StateDict = dict[str, torch.Tensor]
 
 EMA_COPIES = ("state_dict_ema", "model_ema", "ema_state_dict")
@@ -217,6 +218,18 @@ def checkpoint_num_classes(state_dict: StateDict) -> int | None:
     return None if classifier is None else classifier.shape[0]
 
 
+def checkpoint_architecture(state_dict: StateDict) -> str:
+    """The model that a checkpoint in our names fits, by the width of its stem.
+
+    Raises:
+        ValueError: None of ours.
+    """
+    width = len(state_dict.get("stem.1.bn.weight", ()))
+    if width not in WIDTHS:
+        raise ValueError(f"the checkpoint fits none of {', '.join(WIDTHS.values())}: its stem has {width} channels")
+    return WIDTHS[width]
+
+
 def _fit(state_dict: StateDict, model: nn.Module, adaptable: set[str]) -> StateDict:
     """The state dict of ``model`` with the checkpoint's values; names in ``adaptable`` may differ in shape."""
     target = model.state_dict()
@@ -232,7 +245,8 @@ def _fit(state_dict: StateDict, model: nn.Module, adaptable: set[str]) -> StateD
              and state_dict[name].shape != target[name].shape]
     if wrong:
         name = wrong[0]
-        fits = {32: ", it fits bssnet_t", 64: ", it fits bssnet_b"}.get(len(state_dict.get("stem.1.bn.weight", ())), "")
+        width = len(state_dict.get("stem.1.bn.weight", ()))
+        fits = f", it fits {WIDTHS[width]}" if width in WIDTHS else ""
         raise ValueError(
             f"the checkpoint is of another model{fits}: {name} has shape {tuple(state_dict[name].shape)}, here "
             f"{tuple(target[name].shape)}; {len(wrong)} tensors differ ({_few(wrong)})")

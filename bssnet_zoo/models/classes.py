@@ -1,9 +1,9 @@
 """What the classes of a model are called and coloured."""
 from torch import nn
 
-from ..data.classes import CITYSCAPES, ClassInfo, default_palette
+from ..data.classes import CITYSCAPES, ClassInfo, default_palette, hex_colour
 
-__all__ = ["class_info"]
+__all__ = ["class_info", "unnamed_classes"]
 
 
 def class_info(model: nn.Module, num_classes: int | None = None) -> ClassInfo:
@@ -18,8 +18,13 @@ def class_info(model: nn.Module, num_classes: int | None = None) -> ClassInfo:
     if len(names) == num_classes:
         colours = cfg.get("label_descriptions") or {}
         if all(name in colours for name in names):
-            return ClassInfo(names, tuple(tuple(bytes.fromhex(colours[name][1:])) for name in names))
+            return ClassInfo(names, tuple(hex_colour(colours[name]) for name in names))
         return ClassInfo(names, default_palette(num_classes))
+    return unnamed_classes(num_classes)
+
+
+def unnamed_classes(num_classes: int) -> ClassInfo:
+    """Names and colours of classes of which only the number is known; 19 are taken to be those of Cityscapes."""
     if num_classes == len(CITYSCAPES.names):
         return CITYSCAPES
     return ClassInfo(tuple(f"class_{i}" for i in range(num_classes)), default_palette(num_classes))

@@ -8,10 +8,12 @@ from timm.models import get_arch_pretrained_cfgs, parse_model_name, split_model_
 from timm.models._hub import hf_split
 from torch import nn
 
-from .checkpoints import load_checkpoint
+from .checkpoints import checkpoint_architecture, checkpoint_num_classes, load_checkpoint, read_checkpoint
 from .weights import hub_file
 
-__all__ = ["create_model", "create_trained_model", "list_models"]
+__all__ = ["create_model", "create_trained_model", "list_models", "open_model"]
+
+CHECKPOINT_SUFFIXES = (".safetensors", ".pth", ".pt", ".bin")
 
 
 def list_models(pretrained: bool = False) -> list[str]:
@@ -83,13 +85,29 @@ def create_trained_model(
 ) -> nn.Module:
     """A model that can predict: with the weights of a checkpoint, else with its pretrained ones.
 
-    Arguments are those of `create_model`.
+    Arguments are those of `create_model`; the class count of a checkpoint is found in it, unless it is given.
 
     Raises:
         ValueError: Weights without a classifier, and what `create_model` refuses.
     """
     if checkpoint_path is None and model_name.endswith(".pidnet_in1k"):
         raise ValueError(f"{model_name} has no trained classifier: it is a trunk to start training from")
+    if checkpoint_path is not None and num_classes is None:
+        num_classes = checkpoint_num_classes(read_checkpoint(checkpoint_path))
+        if num_classes is None:
+            raise ValueError(f"{checkpoint_path} has no trained classifier: it is a trunk to start training from")
     return create_model(
         model_name, pretrained=checkpoint_path is None, checkpoint_path=checkpoint_path, num_classes=num_classes,
         **kwargs)
+
+
+def open_model(name_or_file: str | os.PathLike[str]) -> nn.Module:
+    """A model that can predict, by its name or from a checkpoint file, which tells the architecture and class count.
+
+    Raises:
+        FileNotFoundError: No such checkpoint.
+        ValueError: What `create_trained_model` refuses.
+    """
+    if not str(name_or_file).endswith(CHECKPOINT_SUFFIXES):
+        return create_trained_model(str(name_or_file))
+    return create_trained_model(checkpoint_architecture(read_checkpoint(name_or_file)), name_or_file)

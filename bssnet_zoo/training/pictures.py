@@ -9,8 +9,8 @@ from torch import nn
 
 from ..data.datasets import SegmentationDataset
 from ..files import atomic_path
-from ..inference.predict import predict
 from ..inference.prediction import Prediction
+from ..inference.predictor import predict
 
 __all__ = ["save_curve", "save_strip"]
 

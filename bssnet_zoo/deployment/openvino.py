@@ -1,0 +1,73 @@
+"""A model in OpenVINO on the CPU, without a file in between."""
+import copy
+import warnings
+from collections.abc import Callable
+
+import numpy as np
+import torch
+from torch import nn
+
+from ..models import BSSNet
+from .exported import HINTS, require
+from .graph import with_exported_upsamples
+from .rewrites import deploy, is_deployed
+
+__all__ = ["OpenVINOModel"]
+
+ANY_SIZE = (-1, -1)
+EXAMPLE_SIZE = (192, 256)  # to trace a graph for any size: on a smaller one maps are a pixel, and a resize nothing
+
+
+class RawLogits(nn.Module):
+    def __init__(self, model: BSSNet):
+        super().__init__()
+        self.model = model
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        return self.model.forward_head(self.model.forward_features(images))
+
+
+class OpenVINOModel:
+    """A `BSSNet` that runs in OpenVINO: normalised images (N, C, H, W) in, raw logits (N, num_classes, h, w) out.
+
+    The first size that it sees gets a graph of its own, which is the faster one where maps are exactly doubled; all
+    other sizes share a graph for any size. Making one takes about a second.
+
+    Args:
+        model: A `BSSNet`, deployed or not; it is left as it is.
+        precision: What is computed in, float32 or bfloat16.
+
+    Raises:
+        RuntimeError: OpenVINO isn't installed.
+    """
+
+    def __init__(self, model: BSSNet, precision: str = "float32"):
+        require(["openvino"], "backend 'openvino'")
+        model = model if is_deployed(model) else deploy(model)
+        self.model = copy.deepcopy(model).cpu().float().eval().requires_grad_(False)
+        self.precision = precision
+        self._networks: dict[tuple[int, int], Callable[[np.ndarray], np.ndarray]] = {}
+
+    def __call__(self, images: torch.Tensor) -> torch.Tensor:
+        height, width = images.shape[-2:]
+        size = (height, width) if not self._networks or (height, width) in self._networks else ANY_SIZE
+        if size not in self._networks:
+            self._networks[size] = self._compile(size)
+        return torch.from_numpy(self._networks[size](images.numpy()))
+
+    @torch.no_grad()
+    def _compile(self, size: tuple[int, int]) -> Callable[[np.ndarray], np.ndarray]:
+        import openvino
+
+        fixed = size != ANY_SIZE
+        graph = RawLogits(with_exported_upsamples(copy.deepcopy(self.model), transposed=fixed))
+        example = torch.zeros(1, self.model.in_chans, *(size if fixed else EXAMPLE_SIZE))
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # tracing fixes what depends on the shape, which is meant here
+            traced = torch.jit.freeze(torch.jit.trace(graph.eval(), example, check_trace=False))
+        converted = openvino.convert_model(traced, input=[-1, self.model.in_chans, *size])
+        compiled = openvino.Core().compile_model(
+            converted, "CPU", {"INFERENCE_PRECISION_HINT": HINTS[self.precision], "PERFORMANCE_HINT": "LATENCY"})
+        request = compiled.create_infer_request()
+        # the result's memory is the request's own: the next one writes over it
+        return lambda images: request.infer([images], share_inputs=True, share_outputs=True)[0].copy()

@@ -1,0 +1,197 @@
+"""The one path from images to predictions: what can be prepared is prepared once."""
+import logging
+import os
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Literal, NamedTuple
+
+import torch
+import torch.nn.functional as F
+from PIL import Image
+from torch import nn
+from torchvision.transforms.v2 import functional as TF
+
+from ..data.images import ImageLike, read_image
+from ..models.bssnet import MIN_SIZE
+from ..models.classes import unnamed_classes
+from .overlap import ahead
+from .prediction import Prediction
+from .resize import resize_logits
+from .runner import create_runner
+
+__all__ = ["Predictor", "predict"]
+
+_logger = logging.getLogger(__name__)
+
+Size = int | Sequence[int] | Literal["full"] | None
+
+
+class Prepared(NamedTuple):
+    """An image, and what the network sees of it: normalised (1, 3, h, w), at least `MIN_SIZE` high and wide."""
+
+    picture: Image.Image
+    images: torch.Tensor
+    seen: tuple[int, int]
+
+
+def check_size(size: Size) -> list[int] | None:
+    """The size as a list of the shorter side, or of height and width; None for an image's own.
+
+    Raises:
+        ValueError: It is none of these.
+    """
+    if size is None or size == "full":
+        return None
+    try:
+        sides = [int(side) for side in size] if isinstance(size, Sequence) else [int(size)]
+    except (TypeError, ValueError):
+        sides = []
+    if len(sides) not in (1, 2) or min(sides) < 1:
+        raise ValueError(f"size must be the shorter side or (height, width) in pixels, or 'full', got {size!r}")
+    return sides
+
+
+class Predictor:
+    """Segments images: prepare once, then call it with one image after the other.
+
+    Args:
+        model: A model that gives logits (N, num_classes, H, W), which is left as it is; a name, as for
+            `create_model`; a checkpoint, ``.safetensors`` or ``.pth``; or a file of ``bssnet-zoo export``, with the
+            classes, normalisation and size that it carries.
+        device: cpu, cuda, cuda:1, mps; None for the model's own, or of a name the best there is.
+        precision: float32, bfloat16 or float16. None for bfloat16 on a CPU that has instructions for it, else float32.
+        backend: What runs the network. "openvino": OpenVINO, on the CPU. "deploy": torch, after `deploy`. "eager": the
+            model as it is, in the precision that it has. "auto": the first of these that is installed and takes the
+            model. An exported file is run by the library that it is for.
+        size: What the network sees, as in torchvision: the length of the shorter side, or (height, width). None for the
+            size that the weights were made for, the shorter side of their pretrained config; "full" for the image's
+            own. The result has the size of the image in any case.
+
+    Attributes:
+        runner: What runs the network: its backend, precision, device, classes.
+        size: What the network sees: [shorter side], [height, width], or None for the image's own size.
+
+    Raises:
+        FileNotFoundError: No such file.
+        ValueError: An unknown name, backend, precision or device, or one that doesn't fit the model; a model without
+            classes or not for RGB; another size than that of a file with a fixed one.
+        RuntimeError: A missing package.
+
+    Example:
+        >>> import numpy as np
+        >>> predictor = Predictor("bssnet_t", backend="deploy")
+        >>> predictor(np.zeros((90, 120, 3), np.uint8)).labels.shape
+        (90, 120)
+    """
+
+    def __init__(
+            self,
+            model: nn.Module | str | os.PathLike[str],
+            device: str | torch.device | None = None,
+            precision: str | None = None,
+            backend: str = "auto",
+            size: Size = None,
+    ):
+        sides = check_size(size)
+        self.runner = create_runner(model, device, precision, backend)
+        self.size = self.runner.size if size is None else sides
+        if self.runner.fixed and self.size != self.runner.size:
+            fixed = "x".join(map(str, self.runner.size or ()))
+            raise ValueError(f"{model} takes images of {fixed} only: leave out the size, or export another file")
+        _logger.info("%r", self)
+
+    def __repr__(self) -> str:
+        size = "x".join(map(str, self.size)) if self.size else "full"
+        return (f"Predictor(backend={self.runner.backend}, precision={self.runner.precision}, "
+                f"device={self.runner.device}, size={size})")
+
+    def __call__(self, image: ImageLike, probabilities: bool = False) -> Prediction:
+        """Segments one image.
+
+        Args:
+            image: A path, a PIL image of any mode, a uint8 array (H, W), (H, W, 3) or (H, W, 4), or floats in [0, 1]: a
+                tensor (3, H, W) or (1, H, W), or an array of one of these shapes.
+            probabilities: Give the softmax over the classes too.
+
+        Raises:
+            FileNotFoundError: No such file.
+            ValueError: Not an image, wrong type, shape or range.
+        """
+        return self.segment(self.prepare(image), probabilities)
+
+    def batch(self, images: Iterable[ImageLike], probabilities: bool = False) -> list[Prediction]:
+        """Segments images; neighbours that the network sees at the same size run as one batch."""
+        groups: list[list[Prepared]] = []
+        for prepared in map(self.prepare, images):
+            if groups and not self.runner.fixed and groups[-1][0].images.shape == prepared.images.shape:
+                groups[-1].append(prepared)
+            else:
+                groups.append([prepared])
+        return [prediction for group in groups for prediction in self._segment(group, probabilities)]
+
+    def stream(self, images: Iterable[ImageLike], probabilities: bool = False) -> Iterator[Prediction]:
+        """Segments images one by one, as they come; the next ones are read while the network computes."""
+        return (self.segment(prepared, probabilities) for prepared in ahead(self.prepare, images))
+
+    def prepare(self, image: ImageLike) -> Prepared:
+        """Reads an image, resizes and normalises it. The first half of a call."""
+        rgb = read_image(image)
+        picture = TF.to_pil_image(rgb) if rgb.is_floating_point() else Image.fromarray(rgb.permute(1, 2, 0).numpy())
+        if self.size is not None:
+            rgb = TF.resize(rgb, self.size, antialias=True)
+        scale = 1. if rgb.is_floating_point() else 255.
+        images = TF.normalize(
+            rgb.float(), [scale * x for x in self.runner.mean], [scale * x for x in self.runner.std])
+        height, width = rgb.shape[-2:]
+        padding = (0, max(0, MIN_SIZE - width), 0, max(0, MIN_SIZE - height))
+        if any(padding):
+            images = F.pad(images, padding, mode="replicate")
+        return Prepared(picture, images[None], (height, width))
+
+    def segment(self, prepared: Prepared, probabilities: bool = False) -> Prediction:
+        """Runs the network on what `prepare` gave. The second half of a call."""
+        return self._segment([prepared], probabilities)[0]
+
+    @torch.inference_mode()
+    def _segment(self, group: Sequence[Prepared], probabilities: bool) -> list[Prediction]:
+        scores = self.runner.run(torch.cat([prepared.images for prepared in group]))
+        return [self._prediction(prepared, scores[i:i + 1], probabilities) for i, prepared in enumerate(group)]
+
+    def _prediction(self, prepared: Prepared, scores: torch.Tensor, probabilities: bool) -> Prediction:
+        picture, images, seen = prepared
+        size = picture.height, picture.width
+        classes = self.runner.classes or unnamed_classes(scores.shape[1])
+        softmax = None
+        if scores.dtype == torch.uint8:  # labels of an exported file
+            if probabilities:
+                raise ValueError("this file ends in labels: export it without --labels to have probabilities")
+            labels = F.interpolate(scores[None, :, :seen[0], :seen[1]], size=size, mode="nearest-exact")[0, 0]
+        else:
+            strips = resize_logits(scores, images.shape[-2:], seen, size)
+            if probabilities:
+                logits = torch.cat(list(strips), dim=2)
+                strips, softmax = iter([logits]), logits[0].softmax(0).cpu().numpy()
+            # on a CPU max is several times faster than argmax
+            labels = torch.cat([strip[0].max(0).indices.byte() for strip in strips])
+        return Prediction(labels.cpu().numpy(), picture, classes.names, classes.palette, softmax)
+
+
+def predict(
+        model: nn.Module,
+        image: ImageLike,
+        size: Size = None,
+        probabilities: bool = False,
+) -> Prediction:
+    """Segments one image with a model as it is: the short form of `Predictor`, which is faster for more than one.
+
+    Args:
+        model: A model that gives logits (N, num_classes, H, W) at input size. It runs in eval mode on the device it is
+            on, with the mean and std of its pretrained config, and is left in the mode it was in.
+        image: As for `Predictor`.
+        size: As for `Predictor`.
+        probabilities: Give the softmax over the classes too.
+
+    Raises:
+        FileNotFoundError: No such file.
+        ValueError: Not an image, wrong type, shape, range or size; a model without classes or not for RGB.
+    """
+    return Predictor(model, backend="eager", size=size)(image, probabilities)

@@ -1,0 +1,195 @@
+"""What runs a network: an exported file, OpenVINO, or torch."""
+import copy
+import importlib.util
+import os
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
+from torch import nn
+
+from ..data.classes import ClassInfo
+from ..deployment.exported import ExportedModel, is_exported
+from ..deployment.openvino import OpenVINOModel
+from ..deployment.rewrites import deploy, is_deployed
+from ..device import PRECISIONS, has_bfloat16, parse_device
+from ..models import BSSNet, open_model
+from ..models.classes import class_info
+
+__all__ = ["BACKENDS", "Runner", "create_runner", "evaluating"]
+
+BACKENDS = ("auto", "openvino", "deploy", "eager")
+
+Run = Callable[[torch.Tensor], torch.Tensor]
+
+
+@dataclass(frozen=True)
+class Runner:
+    """A network that is ready to run, and what has to be known of it.
+
+    Attributes:
+        run: From normalised float32 images (N, 3, H, W) to logits (N, num_classes, h, w) of any size, or, of a file
+            that ends in labels, class ids, uint8 (N, H, W).
+        classes: Names and colours; None if the model doesn't say how many there are.
+        mean: Of the normalisation, for channels in 0..1.
+        std: Of the normalisation.
+        backend: What runs it.
+        precision: What it computes in.
+        device: Where.
+        size: What its weights were made for: [shorter side], or [height, width] of a file that takes nothing else; None
+            if it doesn't say.
+        fixed: It takes images of that size only, one at a time.
+    """
+
+    run: Run
+    classes: ClassInfo | None
+    mean: Sequence[float]
+    std: Sequence[float]
+    backend: str
+    precision: str
+    device: torch.device
+    size: list[int] | None
+    fixed: bool = False
+
+
+@contextmanager
+def evaluating(model: nn.Module) -> Iterator[None]:
+    """Puts a model in eval mode for a while; each module, frozen ones too, then gets back the mode it was in."""
+    modes = [(module, module.training) for module in model.modules()]
+    model.eval()
+    try:
+        yield
+    finally:
+        for module, training in modes:
+            module.training = training
+
+
+def create_runner(
+        model: nn.Module | str | os.PathLike[str],
+        device: str | torch.device | None = None,
+        precision: str | None = None,
+        backend: str = "auto",
+) -> Runner:
+    """What runs a model, a file or a name. Arguments and errors are those of `Predictor`."""
+    if backend not in BACKENDS:
+        raise ValueError(f"unknown backend '{backend}': there are {', '.join(BACKENDS)}")
+    if precision is not None and precision not in PRECISIONS:
+        raise ValueError(f"precision must be {', '.join(PRECISIONS)}, got '{precision}'")
+    if isinstance(model, nn.Module):
+        return _model_runner(model, device, precision, backend)
+    if is_exported(model):
+        return _file_runner(Path(model), device, precision, backend)
+    device = parse_device(None if device is None else str(device))
+    return _model_runner(open_model(model).to(device), device, precision, backend)
+
+
+def _fastest_precision(device: torch.device) -> str:
+    return "bfloat16" if device.type == "cpu" and has_bfloat16() else "float32"
+
+
+def _file_runner(path: Path, device: str | torch.device | None, precision: str | None, backend: str) -> Runner:
+    if backend != "auto":
+        raise ValueError(f"{path} is run by the library that it is for: leave out backend '{backend}'")
+    device = parse_device("cpu" if device is None else str(device))
+    if device.type != "cpu":
+        raise ValueError(f"exported files are run on the CPU here, not on {device}")
+    exported = ExportedModel(path, precision=precision or _fastest_precision(device))
+    if exported.runtime == "openvino":
+        precision = precision or _fastest_precision(device)
+    elif precision not in (None, exported.metadata["precision"]):
+        raise ValueError(f"{path} computes in {exported.metadata['precision']}, not in {precision}: export it in that "
+                         "precision")
+    if len(exported.mean) != 3:
+        raise ValueError(f"images are read as RGB, {path} takes {len(exported.mean)} channels")
+    trained_size = [min(exported.trained_size)] if exported.trained_size else None
+    return Runner(
+        run=exported.answer,
+        classes=exported.classes,
+        mean=exported.mean,
+        std=exported.std,
+        backend=exported.runtime,
+        precision=precision or exported.metadata["precision"],
+        device=device,
+        size=exported.size or trained_size,
+        fixed=exported.size is not None,
+    )
+
+
+def _model_runner(
+        model: nn.Module,
+        device: str | torch.device | None,
+        precision: str | None,
+        backend: str,
+) -> Runner:
+    if getattr(model, "num_classes", None) == 0:
+        raise ValueError("the model has num_classes=0 and gives features, not logits: create it with 1 or more classes")
+    if getattr(model, "in_chans", 3) != 3:
+        raise ValueError(f"images are read as RGB, the model takes {model.in_chans} channels: normalise the images "
+                         "yourself and call the model")
+    parameter = next(model.parameters(), torch.empty(0))
+    own = next((name for name, dtype in PRECISIONS.items() if dtype == parameter.dtype), "float32")
+    device = parameter.device if device is None else parse_device(str(device))
+    backend = _choose(backend, model, device, precision)
+    if backend == "eager":
+        if precision not in (None, own) or device != parameter.device:
+            raise ValueError(f"backend 'eager' runs the model as it is, {own} on {parameter.device}: cast or move it "
+                             "yourself, or take another backend")
+        precision, run = own, _eager(model, parameter)
+    else:
+        precision = precision or (_fastest_precision(device) if own == "float32" else own)
+        run = OpenVINOModel(model, precision) if backend == "openvino" else _deployed(model, device, precision)
+    cfg = getattr(model, "pretrained_cfg", {})
+    trained_size = (cfg.get("test_input_size") or cfg.get("input_size") or ())[1:]
+    return Runner(
+        run=run,
+        classes=class_info(model) if hasattr(model, "num_classes") else None,
+        mean=cfg.get("mean", IMAGENET_DEFAULT_MEAN),
+        std=cfg.get("std", IMAGENET_DEFAULT_STD),
+        backend=backend,
+        precision=precision,
+        device=device,
+        size=[min(trained_size)] if trained_size else None,
+    )
+
+
+def _choose(backend: str, model: nn.Module, device: torch.device, precision: str | None) -> str:
+    """The backend that runs a model, where it is "auto"; ValueError if it can't be that one."""
+    deployable = isinstance(model, BSSNet) and (is_deployed(model) or model.decoder.fuse.attention is not None)
+    if backend == "auto":
+        if not deployable:
+            return "eager"
+        can_openvino = device.type == "cpu" and precision != "float16" and importlib.util.find_spec("openvino")
+        return "openvino" if can_openvino else "deploy"
+    if backend != "eager" and not deployable:
+        raise ValueError(f"backend '{backend}' takes a BSSNet that fuses by UMF, got {type(model).__name__}: take "
+                         "'eager'")
+    if backend == "openvino" and (device.type != "cpu" or precision == "float16"):
+        raise ValueError("backend 'openvino' is for the CPU, in float32 or bfloat16: take 'deploy'")
+    return backend
+
+
+def _raw_logits(model: nn.Module, images: torch.Tensor) -> torch.Tensor:
+    logits = model.forward_head(model.forward_features(images)) if isinstance(model, BSSNet) else model(images)
+    if not isinstance(logits, torch.Tensor):
+        raise ValueError(f"the model gives a {type(logits).__name__}, not logits: create it without features_only")
+    if logits.shape[1] > 256:
+        raise ValueError(f"label maps hold 256 classes at most, the model has {logits.shape[1]}")
+    return logits.float()
+
+
+def _eager(model: nn.Module, parameter: torch.Tensor) -> Run:
+    def run(images: torch.Tensor) -> torch.Tensor:
+        with evaluating(model):
+            return _raw_logits(
+                model, images.to(parameter.device, parameter.dtype, memory_format=torch.channels_last))
+    return run
+
+
+def _deployed(model: BSSNet, device: torch.device, precision: str) -> Run:
+    as_asked = dict(device=device, dtype=PRECISIONS[precision], memory_format=torch.channels_last)
+    deployed = (copy.deepcopy(model) if is_deployed(model) else deploy(model)).to(**as_asked)
+    return lambda images: _raw_logits(deployed, images.to(**as_asked))
+
