@@ -260,7 +260,7 @@ class BSSNet(nn.Module):
         self.grad_checkpointing = False
         self.num_features = 4 * dim
         self.head_hidden_size = 128
-        self.feature_info = [
+        self.feature_info: list[dict[str, Any]] = [
             dict(num_chs=dim * 2 ** i, reduction=2 ** (i + 2), module=f"stages.{i}") for i in range(5)]
 
         self.stem = nn.Sequential(ConvNormAct(in_chans, dim, 3, 2, **dd), ConvNormAct(dim, dim, 3, 2, **dd))
@@ -495,6 +495,17 @@ default_cfgs = generate_default_cfgs({
     "bssnet_b.camvid": _camvid_cfg("bssnet_b.camvid"),
     "bssnet_b.pidnet_in1k": _pidnet_cfg("pidnet-m_imagenet1k_20230306-39893c52.pth"),
 })
+
+
+def as_bssnet(model: nn.Module) -> BSSNet:
+    """The same model, which has to be a `BSSNet`: timm's names say nothing about the class.
+
+    Raises:
+        ValueError: It is none.
+    """
+    if not isinstance(model, BSSNet):
+        raise ValueError(f"a BSSNet is needed here, not {type(model).__name__}")
+    return model
 
 
 def _create_bssnet(
