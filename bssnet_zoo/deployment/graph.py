@@ -83,8 +83,7 @@ class ExportedGraph(nn.Module):
 
     def __init__(self, model: BSSNet, size: Sequence[int] | None, labels: bool, normalize: bool, raw: bool):
         super().__init__()
-        # TorchScript has no way to say what its stem holds
-        self.model: Any = model
+        self.model: Any = model  # TorchScript takes no cast of what the stem, a Sequential, holds
         self.labels, self.normalize, self.raw = labels, normalize, raw
         cfg = getattr(model, "pretrained_cfg", {})
         for key, default in (("mean", IMAGENET_DEFAULT_MEAN), ("std", IMAGENET_DEFAULT_STD)):
