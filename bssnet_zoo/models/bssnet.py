@@ -232,6 +232,7 @@ class BSSNet(nn.Module):
 
     __constants__ = ["aux_heads"]  # so that TorchScript leaves out what is for training
     if TYPE_CHECKING:  # TorchScript reads annotations
+        feature_info: list[dict[str, Any]]
         pretrained_cfg: dict[str, Any]  # timm sets it
 
     def __init__(
@@ -260,7 +261,7 @@ class BSSNet(nn.Module):
         self.grad_checkpointing = False
         self.num_features = 4 * dim
         self.head_hidden_size = 128
-        self.feature_info: list[dict[str, Any]] = [
+        self.feature_info = [
             dict(num_chs=dim * 2 ** i, reduction=2 ** (i + 2), module=f"stages.{i}") for i in range(5)]
 
         self.stem = nn.Sequential(ConvNormAct(in_chans, dim, 3, 2, **dd), ConvNormAct(dim, dim, 3, 2, **dd))
