@@ -174,7 +174,7 @@ def test_says_what_it_is(exported, format):
     assert said.pop("std") == pytest.approx(model.pretrained_cfg["std"])
     assert said == {
         "model": "bssnet_t.camvid", "class_names": list(classes.names), "palette": list(classes.hex_palette),
-        "size": list(SIZE), "precision": "float32", "labels": True, "normalize": True, "raw": False,
+        "size": list(SIZE), "trained_size": [360, 480], "precision": "float32", "labels": True, "normalize": True, "raw": False,
         "bssnet_zoo": bssnet_zoo.__version__}
     if format == "onnx":
         onnx_model = onnx.load(path)

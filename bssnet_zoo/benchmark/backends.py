@@ -17,10 +17,11 @@ from ..deployment.export import FORMATS, export_model
 from ..deployment.graph import with_exported_upsamples
 from ..deployment.rewrites import deploy
 from ..device import PRECISIONS, keep_freed_memory
-from ..models import create_model
+from ..models import BSSNet, create_model
+from ..models.bssnet import as_bssnet
 from ..models.summary import count_multiply_adds
 from ..models.weights import ASSETS
-from .peers import create_peer
+from .peers import Peer, create_peer
 
 __all__ = ["BACKENDS", "BASELINE", "PEAKS", "Backend", "Settings", "Side", "count", "is_peer", "make_peak", "make_side"]
 
@@ -114,7 +115,7 @@ class Settings:
 class RawLogits(nn.Module):
     """A network without its resize to full size."""
 
-    def __init__(self, model: nn.Module):
+    def __init__(self, model: BSSNet | Peer):
         super().__init__()
         self.model = model
 
@@ -126,16 +127,16 @@ def is_peer(name: str) -> bool:
     return not name.startswith("bssnet_")
 
 
-def open_network(name: str) -> nn.Module:
+def open_network(name: str) -> BSSNet | Peer:
     """A BSSNet with its weights, or a peer with random ones."""
-    return create_peer(name, NUM_CLASSES) if is_peer(name) else create_model(name, pretrained=True).eval()
+    return create_peer(name, NUM_CLASSES) if is_peer(name) else as_bssnet(create_model(name, pretrained=True)).eval()
 
 
 def count(name: str, size: Sequence[int]) -> dict[str, int]:
     """Multiply-adds of a network for one image of this size, for each `Backend.upsample`."""
     plain = open_network(name)
     models = dict.fromkeys(("plain", "deploy", "exported"), plain)
-    if not is_peer(name):
+    if isinstance(plain, BSSNet):
         models.update(deploy=deploy(plain), exported=with_exported_upsamples(deploy(plain), transposed=True))
     return {upsample: count_multiply_adds(model.to("meta"), *size) for upsample, model in models.items()}
 
@@ -148,23 +149,24 @@ def street(size: Sequence[int]) -> torch.Tensor:
 
 def make_torch(side: Side, size: Sequence[int], settings: Settings) -> Callable[[], torch.Tensor]:
     model = open_network(side.model)
-    if BACKENDS[side.backend].upsample == "deploy" and not is_peer(side.model):
+    if BACKENDS[side.backend].upsample == "deploy" and isinstance(model, BSSNet):
         model = deploy(model)
         if settings.device.type == "cpu":
             keep_freed_memory()  # as docs/deploy.md advises
-    as_side = dict(device=settings.device, dtype=PRECISIONS[side.precision],
-                   memory_format=torch.contiguous_format if side.backend == "eager" else torch.channels_last)
-    model = (model if settings.full_size else RawLogits(model)).to(**as_side)
+    as_side: dict[str, Any] = dict(
+        device=settings.device, dtype=PRECISIONS[side.precision],
+        memory_format=torch.contiguous_format if side.backend == "eager" else torch.channels_last)
+    run: Callable[..., Any] = (model if settings.full_size else RawLogits(model)).to(**as_side)
     images = street(size).to(**as_side)
     if side.backend == "compile":
-        model = torch.compile(model)
+        run = torch.compile(run)
     elif side.backend == "cudagraphs":
-        model = torch.cuda.make_graphed_callables(model, (images,))
+        run = torch.cuda.make_graphed_callables(run, (images,))
     elif side.backend == "tensorrt":
         import torch_tensorrt  # if it is missing, the error says so
 
-        model = torch_tensorrt.compile(model, ir="dynamo", inputs=[images], enabled_precisions={as_side["dtype"]})
-    return lambda: model(images)
+        run = torch_tensorrt.compile(run, ir="dynamo", inputs=[images], enabled_precisions={as_side["dtype"]})
+    return lambda: run(images)
 
 
 def make_torchscript(file: str, side: Side, size: Sequence[int], settings: Settings) -> Callable[[], torch.Tensor]:
@@ -206,14 +208,14 @@ def make_side(side: Side, size: Sequence[int], settings: Settings, folder: Path)
     """
     if reason := side.why_not(settings.device):
         raise ValueError(reason)
-    if side.backend not in READERS:
-        return partial(make_torch, side, size, settings)
     kind = BACKENDS[side.backend].format
+    if kind is None:
+        return partial(make_torch, side, size, settings)
     precision = "float32" if (kind, side.precision) == ("openvino", "bfloat16") else side.precision  # when it is loaded
     file = folder / f"{side.model}-{side.backend}-{precision}{FORMATS[kind].suffix}"
     if not file.exists():
-        export_model(open_network(side.model), file, kind, size=size, precision=precision, raw=not settings.full_size,
-                     calibration=settings.calibration)
+        export_model(as_bssnet(open_network(side.model)), file, kind, size=size, precision=precision,
+                     raw=not settings.full_size, calibration=settings.calibration)
     return partial(READERS[side.backend], str(file), side, size, settings)
 
 
@@ -226,7 +228,7 @@ def make_peak(precision: str, device: torch.device) -> Callable[[], torch.Tensor
     if precision == "int8":
         a, b = (torch.randint(-128, 128, (2048, 2048), dtype=torch.int8, device=device) for _ in range(2))
         return lambda: torch._int_mm(a, b)
-    as_models = dict(device=device, dtype=PRECISIONS[precision], memory_format=torch.channels_last)
+    as_models: dict[str, Any] = dict(device=device, dtype=PRECISIONS[precision], memory_format=torch.channels_last)
     conv = nn.Conv2d(256, 256, 3, padding=1, bias=False).to(**as_models)
     x = torch.randn(1, 256, 64, 128).to(**as_models)
     return lambda: conv(x)

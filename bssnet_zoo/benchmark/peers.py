@@ -1,4 +1,6 @@
 """Other real-time networks that pip installs, with random weights: to compare speed with, not accuracy."""
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 import torchvision
@@ -20,7 +22,7 @@ class Peer(nn.Module):
 
     def __init__(self, network: nn.Module):
         super().__init__()
-        self.network = network
+        self.network: Any = network  # of a library without types
 
     def forward_features(self, x: torch.Tensor) -> torch.Tensor:
         if not hasattr(self.network, "backbone"):  # not of torchvision: create_peer took the resize out

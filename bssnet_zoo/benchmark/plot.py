@@ -21,7 +21,7 @@ def plot(report: dict[str, Any], path: str | os.PathLike) -> None:
     except ImportError:
         raise RuntimeError("--plot needs matplotlib: the extra [bench], as in pip install '.[bench]'") from None
     parts = report["sizes"]
-    labels = {}  # of each network: its sides at any size, in order
+    labels: dict[str, dict[tuple[str, str], None]] = {}  # of each network: its sides at any size, in order
     for row in (row for part in parts for row in part["results"]):
         labels.setdefault(row["model"], {})[row["backend"], row["precision"]] = None
     heights = [len(sides) + 1 for sides in labels.values()]

@@ -16,13 +16,15 @@ from contextlib import suppress
 from dataclasses import dataclass
 from multiprocessing.connection import Connection
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
 from tqdm import tqdm
 
 __all__ = ["Spread", "Timing", "spread", "time_by_turns"]
+
+Name = TypeVar("Name")
 
 
 @dataclass(frozen=True)
@@ -81,7 +83,8 @@ def _peak_memory(device: torch.device, before: int | None) -> int | None:
         return torch.cuda.max_memory_allocated(device)
     if device.type == "mps":
         return torch.mps.driver_allocated_memory()
-    return None if before is None else _resident("VmHWM") - before
+    peak = _resident("VmHWM")
+    return None if before is None or peak is None else peak - before
 
 
 def _clock(run: Callable[[], Any], passes: int, device: torch.device) -> float:
@@ -148,12 +151,13 @@ def _serve(
 class _Side:
     """This process's end of a side."""
 
-    def __init__(self, context, *arguments):
+    def __init__(self, context: Any, *arguments: Any):  # Python's types know no Process of a context
         self.connection, theirs = context.Pipe()
         self.process = context.Process(target=_serve, args=(theirs, *arguments))
         self.process.start()
         theirs.close()
-        self.seconds, self.error = [], ""
+        self.seconds: list[float] = []
+        self.error = ""
         self.shape = self._receive()
 
     def _receive(self) -> Any:
@@ -185,13 +189,13 @@ class _Side:
 
 
 def time_by_turns(
-        makers: Mapping[str, Callable[[], Callable[[], Any]]],
+        makers: Mapping[Name, Callable[[], Callable[[], Any]]],
         device: torch.device,
         threads: int,
         seconds: float = 6.,
         rounds: int = 12,
         warmup: int = 10,
-) -> dict[str, Timing]:
+) -> dict[Name, Timing]:
     """Times several sides by turns: one pass of each is ``makers[name]()()``.
 
     The method of the paper's FPS, in rounds: warm-up passes, then passes doubled until a sixth of the time is filled,

@@ -76,7 +76,8 @@ def bench_size(sides: Sequence[Side], size: Sequence[int], settings: Settings) -
     Raises:
         ValueError: An unknown model or peer, or no side that can be timed.
     """
-    counts, makers, unavailable = {}, {}, {}
+    counts, makers = {}, {}
+    unavailable: dict[str, list[str]] = {}
     for name in dict.fromkeys(side.model for side in sides):
         try:
             counts[name] = count(name, size)
@@ -91,7 +92,7 @@ def bench_size(sides: Sequence[Side], size: Sequence[int], settings: Settings) -
         precisions = dict.fromkeys(side.precision for side in makers)
         peak_makers = {precision: partial(make_peak, precision, settings.device) for precision in precisions}
         timings = time_by_turns(
-            {**makers, **peak_makers}, settings.device, settings.threads, settings.seconds, settings.rounds)
+            makers | peak_makers, settings.device, settings.threads, settings.seconds, settings.rounds)
     peaks = {precision: PEAKS[precision][1] / spread(timings[precision].seconds).median
              for precision in precisions if not timings[precision].error}
     results = []
@@ -142,7 +143,8 @@ def _cells(row: dict[str, Any]) -> tuple[str, ...]:
 
 def markdown(part: dict[str, Any], machine: dict[str, Any], settings: Settings) -> str:
     """What `bench_size` gives as a table for a terminal or a Markdown file."""
-    rows = [("model", "backend", "precision", "ms", "FPS", "times eager float32", "MiB", "GMAC", "of peak", "logits")]
+    rows: list[tuple[str, ...]] = [
+        ("model", "backend", "precision", "ms", "FPS", "times eager float32", "MiB", "GMAC", "of peak", "logits")]
     rows += [_cells(row) for row in part["results"]]
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     lines = ["| " + " | ".join(map(str.ljust, row, widths)) + " |" for row in rows]

@@ -56,11 +56,12 @@ def run(args: argparse.Namespace) -> int:
     here = [name for name, backend in BACKENDS.items() if not backend.devices or device.type in backend.devices]
     sides = choose_sides(args.models, args.peers, args.backends or here, args.precision)
     machine = machine_facts(settings)
-    report = {"command": f"bssnet-zoo {shlex.join(sys.argv[1:])}", "machine": machine,
-              "settings": {**asdict(settings), "device": str(settings.device)}, "sizes": []}
+    sizes = []
     for size in args.size:
-        report["sizes"].append(bench_size(sides, size, settings))
-        print(markdown(report["sizes"][-1], machine, settings), end="\n\n", flush=True)
+        sizes.append(bench_size(sides, size, settings))
+        print(markdown(sizes[-1], machine, settings), end="\n\n", flush=True)
+    report = {"command": f"bssnet-zoo {shlex.join(sys.argv[1:])}", "machine": machine,
+              "settings": {**asdict(settings), "device": str(settings.device)}, "sizes": sizes}
     if args.json:
         with atomic_path(args.json) as temporary:
             temporary.write_text(json.dumps(report, indent=1) + "\n")

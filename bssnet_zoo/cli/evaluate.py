@@ -43,19 +43,19 @@ def add_parser(verbs: Verbs) -> None:
 def run(args: argparse.Namespace) -> int:
     """``bssnet-zoo eval``: prints the table. Returns the exit status."""
     recipe = run_recipe(args.checkpoint)
-    data = args.data or (recipe and recipe.data)
+    data = args.data or (recipe.data if recipe else None)
     if data is None:
         raise ValueError("say what to evaluate on: --data camvid:DIR, cityscapes:DIR, nightcity:DIR or folder:DIR")
     split = args.split or (recipe.val_split if recipe else default_split(data))
     exported = ExportedModel(args.checkpoint, precision=args.precision) if is_exported(args.checkpoint) else None
-    size = args.size or (exported.size if exported else recipe and recipe.val_size)
+    size = args.size or (exported.size if exported else recipe.val_size if recipe else None)
     model_name = args.model or (recipe.model if recipe else "bssnet_t")
     process = init_process("cpu" if exported else args.device)
     dataset = open_dataset(data, split, EvalTransform(size=size))
     model = exported or create_network(
         model_name, len(dataset.classes.names), args.checkpoint, weighted=recipe is None or recipe.weighted)
     result = evaluate(
-        model.to(process.device, memory_format=torch.channels_last), dataset,
+        model.to(process.device).to(memory_format=torch.channels_last), dataset,
         scales=args.scales, flip=args.flip, sliding_window=args.sliding_window,
         precision=args.precision, workers=args.workers, save_dir=args.save_dir, process=process, progress=True)
     end_process()

@@ -19,7 +19,7 @@ class ClassInfo:
     palette: tuple[RGB, ...]
     class_weights: tuple[float, ...] | None = None
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         if len(self.names) != len(self.palette):
             raise ValueError(f"{len(self.names)} class names, but {len(self.palette)} colours")
         if self.class_weights is not None and len(self.names) != len(self.class_weights):
@@ -44,7 +44,8 @@ def default_palette(num_classes: int) -> tuple[RGB, ...]:
         for bit in range(8):
             for channel in range(3):
                 channels[channel] |= (index >> (3 * bit + channel) & 1) << (7 - bit)
-        return tuple(channels)
+        red, green, blue = channels
+        return red, green, blue
 
     return tuple(colour(i + 1) for i in range(num_classes))
 

@@ -1,7 +1,8 @@
 """Folders of images and class masks as a PyTorch data set."""
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -23,6 +24,12 @@ IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp")
 
 Pair = tuple[Path, Path]
 IdMap = dict[int, int]
+
+
+class Transform(Protocol):
+    """Makes a sample of an image and its label, as ``TrainTransform`` and ``EvalTransform`` do."""
+
+    def __call__(self, image: Tensor, label: Tensor, rng: np.random.Generator, /) -> tuple[Tensor, Tensor]: ...
 
 
 @dataclass(frozen=True)
@@ -48,7 +55,7 @@ LAYOUTS = (
 KINDS = tuple(dict.fromkeys(layout.kind for layout in LAYOUTS))
 
 
-class SegmentationDataset(Dataset):
+class SegmentationDataset(Dataset[tuple[Tensor, Tensor]]):
     """Images and their label maps.
 
     ``dataset[index]`` gives ``(image, label)``. Without a transform: the decoded image, uint8 (3, H, W), and the int64
@@ -81,7 +88,7 @@ class SegmentationDataset(Dataset):
             files: Sequence[Pair],
             classes: ClassInfo,
             id_map: IdMap | None = None,
-            transform: Callable | None = None,
+            transform: Transform | None = None,
             seed: int = 0,
             unpaired: Iterable[Path] = (),
             class_mix: float = 0.,
@@ -152,7 +159,7 @@ class SegmentationDataset(Dataset):
 def open_dataset(
         spec: str,
         split: str,
-        transform: Callable | None = None,
+        transform: Transform | None = None,
         seed: int = 0,
         class_mix: float = 0.,
 ) -> SegmentationDataset:
@@ -183,8 +190,8 @@ def open_dataset(
     """
     if split not in SPLITS:
         raise ValueError(f"split is {split!r}; give one of {', '.join(SPLITS)}")
-    kind, _, root = spec.partition(":")
-    root = Path(root if kind in KINDS else spec).expanduser()
+    kind, _, folder = spec.partition(":")
+    root = Path(folder if kind in KINDS else spec).expanduser()
     layouts = [layout for layout in LAYOUTS if kind not in KINDS or layout.kind == kind]
     parts = [_open_split(root, part, layouts) for part in SPLITS[split]]
     if any(part.id_map != parts[0].id_map for part in parts):
@@ -290,7 +297,7 @@ def _read_yaml(path: Path) -> tuple[ClassInfo, IdMap]:
         raise ValueError(f"{path}: {error}") from None
 
 
-def _parse(content: object) -> tuple[ClassInfo, IdMap]:
+def _parse(content: Any) -> tuple[ClassInfo, IdMap]:
     types = {"classes": list, "palette": list, "ignore_index": int, "id_map": dict}
     for key, value in content.items() if isinstance(content, dict) else [("content", content)]:
         if not isinstance(value, types.get(key, ())):

@@ -1,5 +1,6 @@
 """Augmentation for training and preparation for evaluation."""
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -56,7 +57,7 @@ class TrainTransform:
     gamma: float = 0.
     class_crop: float = 0.
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         if self.gamma < 0 or not 0 <= self.class_crop <= 1:
             raise ValueError(f"gamma is {self.gamma}, 0 or more is needed; class_crop {self.class_crop}, 0 to 1")
         if min(*self.base_size, *self.crop_size) < 1:
@@ -108,12 +109,12 @@ class TrainTransform:
 
 @dataclass(frozen=True)
 class EvalTransform:
-    """Normalise an image, after a resize to ``size`` (height, width) if there is one.
+    """Normalise an image, after a resize to ``size`` (height, width; or the shorter side) if there is one.
 
     The label keeps its own size, where the metrics are computed: resize the logits to it.
     """
 
-    size: Size | None = None
+    size: Sequence[int] | None = None
     mean: Floats = IMAGENET_DEFAULT_MEAN
     std: Floats = IMAGENET_DEFAULT_STD
 
@@ -176,10 +177,10 @@ def class_crop_window(
         return random_crop_window(label, size, rng, ignore_index=ignore_index)
     pixels = (label == classes[rng.integers(len(classes))]).nonzero()
     pixel = pixels[int(rng.integers(len(pixels)))].tolist()
-    window = [min(side, whole) for side, whole in zip(size, label.shape, strict=True)]
-    starts = [int(rng.integers(max(0, at - side + 1), min(at, whole - side) + 1))
-              for at, side, whole in zip(pixel, window, label.shape, strict=True)]
-    return *starts, *window
+    window = min(size[0], label.shape[0]), min(size[1], label.shape[1])
+    top, left = (int(rng.integers(max(0, at - side + 1), min(at, whole - side) + 1))
+                 for at, side, whole in zip(pixel, window, label.shape, strict=True))
+    return top, left, *window
 
 
 def class_mix(
@@ -241,8 +242,8 @@ def _scale_saturation(image: Tensor, factor: float) -> Tensor:
     """Scale the saturation of HSV. It moves the channels away from or towards their maximum, but not below 0."""
     value = image.amax(0)
     chroma = value - image.amin(0)
-    factor = (value / chroma.clamp(min=1e-6)).clamp_(max=factor)
-    return torch.addcmul(value, image.sub_(value), factor, out=image)
+    factors = (value / chroma.clamp(min=1e-6)).clamp_(max=factor)
+    return torch.addcmul(value, image.sub_(value), factors, out=image)
 
 
 def _shift_hue(image: Tensor, degrees: float) -> Tensor:

@@ -75,7 +75,14 @@ def describe(graph: ExportedGraph, size: Sequence[int] | None, precision: str) -
     return {key: value if isinstance(value, str) else json.dumps(value) for key, value in values.items()}
 
 
-def check_options(model: BSSNet, path: Path, format: str, size: Sequence[int] | None, precision: str, labels: bool):
+def check_options(
+        model: BSSNet,
+        path: Path,
+        format: str,
+        size: Sequence[int] | None,
+        precision: str,
+        labels: bool,
+) -> None:
     """Raises ValueError for what `export_model` can't do, before it takes its time."""
     if not isinstance(model, BSSNet) or model.num_classes == 0:
         raise ValueError(f"export takes a BSSNet with classes, got {type(model).__name__}"

@@ -46,7 +46,7 @@ def open_openvino(path: Path, threads: int | None, precision: str) -> tuple[Run,
     core = openvino.Core()
     model = core.read_model(path)
     metadata = model.get_rt_info("model_info").value if model.has_rt_info("model_info") else {}
-    config = {"INFERENCE_PRECISION_HINT": HINTS[precision]}
+    config: dict[str, str | int] = {"INFERENCE_PRECISION_HINT": HINTS[precision]}
     if threads:
         config["INFERENCE_NUM_THREADS"] = threads
     compiled = core.compile_model(model, "CPU", config)

@@ -3,13 +3,16 @@ import json
 import tempfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from torch.export import ExportedProgram
 
 from ..device import PRECISIONS
 from .graph import ExportedGraph, with_exported_upsamples
+
+if TYPE_CHECKING:
+    import onnx
 
 __all__ = ["FORMATS", "Format"]
 
@@ -37,12 +40,12 @@ def export_program(
     return program.run_decompositions({torch.ops.aten.lerp.Tensor: lambda x, y, weight: x + weight * (y - x)})
 
 
-def convert_onnx(graph: ExportedGraph, size: Sequence[int] | None, transposed: bool = False):
-    """An ``onnx.ModelProto``."""
+def convert_onnx(graph: ExportedGraph, size: Sequence[int] | None, transposed: bool = False) -> "onnx.ModelProto":
     program = torch.onnx.export(
         export_program(graph, size, batch=size is None, transposed=transposed), dynamo=True, opset_version=18,
         external_data=False, verbose=False, input_names=["images"],
         output_names=["labels" if graph.labels else "logits"])
+    assert program is not None  # with dynamo=True
     model = program.model_proto
     for node in model.graph.node:
         del node.metadata_props[:]  # the exporter writes where each line of code was
@@ -57,7 +60,7 @@ def convert_onnx(graph: ExportedGraph, size: Sequence[int] | None, transposed: b
     return model
 
 
-def convert_openvino(graph: ExportedGraph, size: Sequence[int] | None):
+def convert_openvino(graph: ExportedGraph, size: Sequence[int] | None) -> Any:
     """An ``openvino.Model``."""
     import openvino
 
@@ -72,14 +75,14 @@ def convert_torchscript(graph: ExportedGraph, size: Sequence[int] | None) -> tor
     return torch.jit.script(graph)
 
 
-def write_onnx(model, path: Path, metadata: dict[str, str]) -> None:
+def write_onnx(model: "onnx.ModelProto", path: Path, metadata: dict[str, str]) -> None:
     import onnx
 
     onnx.helper.set_model_props(model, metadata)
     onnx.save(model, path)
 
 
-def write_openvino(model, path: Path, metadata: dict[str, str]) -> None:
+def write_openvino(model: Any, path: Path, metadata: dict[str, str]) -> None:
     import openvino
 
     for key, value in metadata.items():

@@ -1,6 +1,7 @@
 """What an exported file computes, as a torch module: a deployed model with what comes before and after it."""
 import copy
 from collections.abc import Sequence
+from typing import Any, TypeVar
 
 import torch
 import torch.nn.functional as F
@@ -14,6 +15,8 @@ from .rewrites import UpsampleConvReLU
 __all__ = ["ExportedGraph", "with_exported_upsamples"]
 
 STRIP_ROWS = 64
+
+ModuleT = TypeVar("ModuleT", bound=nn.Module)
 
 
 class ExportedUpsample(nn.Module):
@@ -37,7 +40,7 @@ class ExportedUpsample(nn.Module):
         return self(x, 2 * x.shape[2], 2 * x.shape[3])
 
 
-def with_exported_upsamples(module: nn.Module, transposed: bool) -> nn.Module:
+def with_exported_upsamples(module: ModuleT, transposed: bool) -> ModuleT:
     """Puts `ExportedUpsample` into a deployed model."""
     for name, child in module.named_children():
         if isinstance(child, UpsampleConvReLU):
@@ -74,11 +77,14 @@ class ExportedGraph(nn.Module):
         raw: End at the model's own stride, without the resize to the images' size.
     """
 
+    mean: torch.Tensor
+    std: torch.Tensor
     strips: list[tuple[int, int, torch.Tensor]]
 
     def __init__(self, model: BSSNet, size: Sequence[int] | None, labels: bool, normalize: bool, raw: bool):
         super().__init__()
-        self.model, self.labels, self.normalize, self.raw = model, labels, normalize, raw
+        self.model: Any = model  # TorchScript takes no cast of what the stem, a Sequential, holds
+        self.labels, self.normalize, self.raw = labels, normalize, raw
         cfg = getattr(model, "pretrained_cfg", {})
         for key, default in (("mean", IMAGENET_DEFAULT_MEAN), ("std", IMAGENET_DEFAULT_STD)):
             self.register_buffer(key, torch.tensor(cfg.get(key) or default), persistent=False)

@@ -4,6 +4,7 @@ import logging
 import os
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 from torchvision.transforms.v2 import functional as TF
@@ -31,7 +32,7 @@ def calibration_files(calibration: str | os.PathLike | Sequence[str | os.PathLik
     return files[::-(-len(files) // CALIBRATION_IMAGES)]
 
 
-def quantize(converted, files: Sequence[Path], size: Sequence[int] | None, metadata: dict[str, str]):
+def quantize(converted: Any, files: Sequence[Path], size: Sequence[int] | None, metadata: dict[str, str]) -> Any:
     """int8 convolutions by post-training quantisation, except ``FLOAT_LAYERS``."""
     import nncf
 

@@ -4,6 +4,7 @@ Every rewrite is an identity of algebra, computed in float64: `docs/deploy.md` e
 measures what it gains.
 """
 import copy
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -12,7 +13,7 @@ from torch import nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from ..layers import LUAFM, UMF, ConvNormAct, NormActConv
-from ..models.bssnet import BSSNet
+from ..models.bssnet import BSSNet, Decoder, SegHead
 
 __all__ = ["deploy", "is_deployed"]
 
@@ -41,7 +42,8 @@ class StripStem(nn.Sequential):
     @torch.jit.unused
     def _forward_in_strips(self, x: torch.Tensor) -> torch.Tensor:
         n, _, height, width = x.shape
-        row_bytes = 2 * n * self[0].conv.out_channels * (width // 2) * x.element_size()  # for one row of the result
+        first: Any = self[0]  # a `ConvNormAct`: torch's containers don't tell what they hold
+        row_bytes = 2 * n * first.conv.out_channels * (width // 2) * x.element_size()  # for one row of the result
         rows = max(1, STRIP_BYTES // row_bytes)
         if height <= 3 * 4 * rows:
             return self._forward_plain(x)
@@ -56,6 +58,7 @@ class ScaleShift(nn.Module):
 
     def __init__(self, bn: nn.BatchNorm2d):
         super().__init__()
+        assert bn.running_mean is not None and bn.running_var is not None
         scale = bn.weight / (bn.running_var + bn.eps).sqrt()
         self.scale = nn.Parameter(scale.reshape(1, -1, 1, 1), requires_grad=False)
         self.shift = nn.Parameter((bn.bias - bn.running_mean * scale).reshape(1, -1, 1, 1), requires_grad=False)
@@ -100,6 +103,7 @@ class UpsampleConvReLU(nn.Module):
         self.conv = conv
         self.transposed = nn.ConvTranspose2d(conv.in_channels, conv.out_channels, 4, 2, 1).requires_grad_(False)
         self.transposed.weight.data = transposed_weight(conv.weight)
+        assert conv.bias is not None and self.transposed.bias is not None
         self.transposed.bias.data = conv.bias.data.clone()
 
     def plain(self, x: torch.Tensor, height: int, width: int) -> torch.Tensor:
@@ -148,7 +152,8 @@ class BlendWeights(nn.Module):
     def __init__(self, attention: nn.Sequential, channels: int):
         super().__init__()
         self.attention = attention
-        self.attention[0].conv.weight[:, ::2] /= channels
+        first: Any = attention[0]
+        first.conv.weight[:, ::2] /= channels
 
     def forward(self, features: list[torch.Tensor]) -> torch.Tensor:
         statistics: list[torch.Tensor] = []
@@ -166,9 +171,9 @@ class DeployedLUAFM(nn.Module):
         self.conv_x = luafm.conv_x
         self.conv_y = UpsampleConvReLU(luafm.conv_y.conv)
         self.weights = BlendWeights(luafm.attention, luafm.conv_y.conv.out_channels)
-        last = self.weights.attention[1].conv
-        last.weight.neg_()  # sigmoid(-z) is 1 - sigmoid(z): lerp wants the weight of its second map
-        last.bias.neg_()
+        last: Any = luafm.attention[1]
+        last.conv.weight.neg_()  # sigmoid(-z) is 1 - sigmoid(z): lerp wants the weight of its second map
+        last.conv.bias.neg_()
         self.inplace = inplace
 
     def forward(self, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
@@ -183,7 +188,9 @@ class DeployedUMF(nn.Module):
 
     def __init__(self, umf: UMF):
         super().__init__()
-        self.conv = UpsampleConvReLU(umf.convs[1].conv)
+        assert umf.attention is not None
+        semantic: Any = umf.convs[1]
+        self.conv = UpsampleConvReLU(semantic.conv)
         self.weights = BlendWeights(umf.attention, umf.channels)
 
     def forward(self, features: list[torch.Tensor]) -> torch.Tensor:
@@ -213,19 +220,20 @@ def fold_norms(model: nn.Module) -> None:
             module.conv = fuse_conv_bn_eval(module.conv, module.bn)
             del module.bn
         elif isinstance(module, NormActConv):
-            module.bn = ScaleShift(module.bn)
+            module.set_submodule("bn", ScaleShift(module.bn))
 
 
-def deploy_head(model: BSSNet) -> None:
+def deploy_head(head: SegHead, decoder: Decoder) -> nn.Module:
     """Moves the head's first BatchNorm and ReLU to the decoder's end, before B's resize, and folds the rest."""
-    norm, act, conv = model.head.conv
-    conv = fuse_conv_bn_eval(conv, model.head.norm)
-    if isinstance(model.decoder.refine, nn.Identity):
-        model.decoder.refine = nn.Sequential(norm, act)
-        model.head.conv, model.head.norm, model.head.drop = conv, nn.Identity(), nn.Identity()
-    else:
-        model.decoder.refine = nn.Sequential(model.decoder.refine[0], norm, act)
-        model.head = UpsampleHead(conv, model.head.classifier)
+    norm, act = head.conv.bn, head.conv.act
+    conv = fuse_conv_bn_eval(head.conv.conv, head.norm)
+    if isinstance(decoder.refine, nn.Sequential):
+        decoder.refine = nn.Sequential(decoder.refine[0], norm, act)
+        return UpsampleHead(conv, head.classifier)
+    decoder.refine = nn.Sequential(norm, act)
+    for name, module in (("conv", conv), ("norm", nn.Identity()), ("drop", nn.Identity())):
+        head.set_submodule(name, module)
+    return head
 
 
 def is_deployed(model: nn.Module) -> bool:
@@ -265,9 +273,11 @@ def deploy(model: BSSNet) -> BSSNet:
     decoder = deployed.decoder
     if decoder is not None:
         for branch in (decoder.border, decoder.spatial):
-            branch.fuse = DeployedLUAFM(branch.fuse, inplace=True)
-        decoder.semantic.fuse4 = DeployedLUAFM(decoder.semantic.fuse4, inplace=False)
-        decoder.semantic.fuse3 = DeployedLUAFM(decoder.semantic.fuse3, inplace=False)
-        decoder.fuse = DeployedUMF(decoder.fuse)
-        deploy_head(deployed)
+            branch.set_submodule("fuse", DeployedLUAFM(branch.fuse, inplace=True))
+        semantic = decoder.semantic
+        semantic.set_submodule("fuse4", DeployedLUAFM(semantic.fuse4, inplace=False))
+        semantic.set_submodule("fuse3", DeployedLUAFM(semantic.fuse3, inplace=False))
+        decoder.set_submodule("fuse", DeployedUMF(decoder.fuse))
+        assert isinstance(deployed.head, SegHead)
+        deployed.head = deploy_head(deployed.head, decoder)
     return deployed.to(**get_device_dtype(model), memory_format=torch.channels_last)

@@ -3,15 +3,16 @@ import math
 import os
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
 from torch import nn
-from torch.utils.data import DataLoader, Dataset, Subset
+from torch.utils.data import DataLoader, Subset
 from tqdm import tqdm
 
+from ..data.datasets import SegmentationDataset
 from ..device import PRECISIONS
 from ..distributed import Process
 from ..inference.runner import evaluating
@@ -73,7 +74,7 @@ def sliding_window_logits(model: nn.Module, images: torch.Tensor, window: Sequen
     height, width = images.shape[-2:]
     window = window or (min(height, width),) * 2
     window = min(window[0], height), min(window[1], width)
-    total = 0.
+    total = images.new_zeros(())
     for top in _window_starts(height, window[0]):
         for left in _window_starts(width, window[1]):
             logits = model(images[..., top:top + window[0], left:left + window[1]]).float()
@@ -84,7 +85,7 @@ def sliding_window_logits(model: nn.Module, images: torch.Tensor, window: Sequen
 
 
 def multi_scale_probabilities(
-        predict_logits,
+        predict_logits: Callable[[torch.Tensor], torch.Tensor],
         images: torch.Tensor,
         scales: Sequence[float] = (1.,),
         flip: bool = False,
@@ -98,7 +99,7 @@ def multi_scale_probabilities(
         flip: Predict mirrored images too.
     """
     size = images.shape[-2:]
-    total = 0.
+    total = images.new_zeros(())
     for scale in scales:
         scaled = images
         if scale != 1:
@@ -139,7 +140,7 @@ def _predictions(
 @torch.inference_mode()
 def evaluate(
         model: nn.Module,
-        dataset: Dataset,
+        dataset: SegmentationDataset,
         *,
         scales: Sequence[float] = (1.,),
         flip: bool = False,
@@ -187,9 +188,9 @@ def evaluate(
     start = time.perf_counter()
     predictions = _predictions(model, loader, device, PRECISIONS[precision], scales, flip, sliding_window)
     silent = not (progress and process.primary and sys.stderr.isatty())
-    predictions = tqdm(predictions, total=len(indices), unit="image", leave=False, disable=silent)
+    shown = tqdm(predictions, total=len(indices), unit="image", leave=False, disable=silent)
     with evaluating(model):
-        for index, (prediction, labels) in zip(indices, predictions, strict=True):
+        for index, (prediction, labels) in zip(indices, shown, strict=True):
             confusion.update(prediction, labels)
             boundary.update(prediction, labels)
             if writer is not None:

@@ -9,7 +9,8 @@ from torch import nn
 
 from ..data.classes import ClassInfo
 from ..files import sha256
-from ..models import create_model
+from ..models import BSSNet, create_model
+from ..models.bssnet import as_bssnet
 from ..models.checkpoints import TRAINING_HEADS
 from ..models.classes import class_info
 from ..models.summary import count_multiply_adds, count_parameters
@@ -144,11 +145,11 @@ def _licence(provenance: Provenance) -> str:
     return f"The weights: {provenance.license}. The code of `bssnet-zoo` is under Apache-2.0."
 
 
-def _model_facts(model: nn.Module) -> dict[str, object]:
+def _model_facts(model: BSSNet) -> dict[str, object]:
     cfg = model.pretrained_cfg
     _, height, width = cfg["input_size"]
     # a twin without memory: counting takes a forward pass
-    twin = create_model(cfg["architecture"], num_classes=model.num_classes, device="meta").eval()
+    twin = as_bssnet(create_model(cfg["architecture"], num_classes=model.num_classes, device="meta")).eval()
     channels = [str(info["num_chs"]) for info in model.feature_info]
     return dict(
         variant=cfg["architecture"][-1].upper(),
@@ -160,7 +161,7 @@ def _model_facts(model: nn.Module) -> dict[str, object]:
         std=", ".join(map(str, cfg["std"])),
         params=f"{count_parameters(model) / 1e6:.2f}",
         gmacs=f"{count_multiply_adds(twin, height, width) / 1e9:.2f}",
-        stride=8 if isinstance(model.decoder.refine, nn.Identity) else 4,
+        stride=8 if isinstance(model.get_submodule("decoder.refine"), nn.Identity) else 4,
         channels=f"{', '.join(channels[:-1])} and {channels[-1]}",
     )
 
@@ -175,7 +176,7 @@ def _file_facts(weights: Path) -> dict[str, str]:
     )
 
 
-def model_card(model: nn.Module, repo_id: str, weights: Path, provenance: Provenance) -> ModelCard:
+def model_card(model: BSSNet, repo_id: str, weights: Path, provenance: Provenance) -> ModelCard:
     """The model card of published weights.
 
     Args:

@@ -13,14 +13,14 @@ from huggingface_hub.utils import validate_repo_id
 from safetensors import safe_open
 from timm.models import get_pretrained_cfg, split_model_name_tag
 from timm.models._hub import save_config_for_hf
-from torch import nn
 
 from ..data.classes import CAMVID, ClassInfo
 from ..data.datasets import dataset_classes
 from ..data.images import ImageLike
 from ..files import atomic_path, sha256
 from ..inference.predictor import predict
-from ..models import convert_checkpoint, create_model, list_models, read_checkpoint
+from ..models import BSSNet, convert_checkpoint, create_model, list_models, read_checkpoint
+from ..models.bssnet import as_bssnet
 from ..models.checkpoints import checkpoint_num_classes
 from ..models.weights import ASSETS, HUB_FILENAME, WEIGHTS, hub_id
 from .model_card import Provenance, model_card
@@ -52,7 +52,7 @@ def _zoo_provenance(name: str) -> Provenance:
         license_name="camvid-research", metrics=weights.metrics, split="test")
 
 
-def _own_classes(checkpoint: Path, data: str | None, license: str | None) -> ClassInfo:
+def _own_weights(checkpoint: Path, data: str | None, license: str | None) -> tuple[ClassInfo, Provenance]:
     if data is None:
         raise ValueError("say what the checkpoint was trained on, for the names and colours of its classes: data is "
                          "folder:DIR (where dataset.yaml has them), camvid:DIR, cityscapes:DIR or nightcity:DIR")
@@ -62,21 +62,22 @@ def _own_classes(checkpoint: Path, data: str | None, license: str | None) -> Cla
     classes, found = dataset_classes(data), checkpoint_num_classes(read_checkpoint(checkpoint))
     if found != len(classes.names):
         raise ValueError(f"{checkpoint} has {found or 'no'} classes, {data} has {len(classes.names)}")
-    return classes
+    return classes, _own_provenance(checkpoint, data, license)
 
 
 def _own_provenance(checkpoint: Path, data: str, license: str) -> Provenance:
     kind, _, root = data.partition(":")
     dataset = DATASET_NAMES.get(kind) or Path(root).expanduser().resolve().name
-    notes = {}
+    notes: dict[str, str] = {}
     if checkpoint.suffix == ".safetensors":  # bssnet-zoo train notes in it what it measured
         with safe_open(checkpoint, "pt") as file:
             notes = file.metadata() or {}
+    size = [int(digits) for digits in re.findall(r"\d+", notes.get("size", ""))]
     return Provenance(
         dataset=dataset, dataset_id="-".join(dataset.lower().split()), data=f"{kind}:DIR",
         training=f"on {dataset}, by the publisher of this repository", license=license,
         metrics={"miou": round(100 * float(notes["miou"]), 2)} if "miou" in notes else {},
-        split=notes.get("split"), size=tuple(map(int, re.findall(r"\d+", notes.get("size", "")))) or None,
+        split=notes.get("split"), size=(size[0], size[1]) if size else None,
         precision=notes.get("precision", "float32"))
 
 
@@ -101,11 +102,11 @@ def _save_config(name: str, classes: ClassInfo, size: Sequence[int] | None, lice
         overlay["input_size"] = (3, *size)
     if name not in WEIGHTS:
         overlay["description"] = None
-    model = create_model(
+    model = as_bssnet(create_model(
         architecture, num_classes=len(classes.names), pretrained_cfg=get_pretrained_cfg(architecture),
-        pretrained_cfg_overlay=overlay, device="meta")
+        pretrained_cfg_overlay=overlay, device="meta"))
     with atomic_path(path) as temporary:
-        save_config_for_hf(model, temporary, model_config=dict(
+        save_config_for_hf(model, str(temporary), model_config=dict(
             label_names=classes.names, label_descriptions=dict(zip(classes.names, classes.hex_palette, strict=True))))
     return model.pretrained_cfg
 
@@ -119,7 +120,7 @@ def _save_preprocessor(cfg: dict[str, Any], path: Path) -> None:
         temporary.write_text(json.dumps(facts, indent=2) + "\n")
 
 
-def _save_pictures(model: nn.Module, image: ImageLike, folder: Path) -> None:
+def _save_pictures(model: BSSNet, image: ImageLike, folder: Path) -> None:
     prediction = predict(model, image, size=min(model.pretrained_cfg["input_size"][1:]))
     for name, picture in (("sample.png", prediction.image), ("overlay.png", prediction.overlay())):
         with atomic_path(folder / name) as temporary:
@@ -166,14 +167,14 @@ def stage(
         classes, provenance = CAMVID, _zoo_provenance(name)
         _stage_zoo_weights(name, checkpoint, folder / HUB_FILENAME)
     else:
-        classes = _own_classes(checkpoint, data, license)
-        provenance = _own_provenance(checkpoint, data, license)
+        assert checkpoint is not None  # `_check_name` refuses that
+        classes, provenance = _own_weights(checkpoint, data, license)
         convert_checkpoint(checkpoint, folder / HUB_FILENAME)
     if image is None:
         provenance = replace(provenance, sample_source="It is a frame of CamVid's test split, for research only.")
     cfg = _save_config(name, classes, size or provenance.size, provenance.license, folder / "config.json")
     _save_preprocessor(cfg, folder / "preprocessor_config.json")
-    model = timm.create_model(f"local-dir:{folder}", pretrained=True).eval()
+    model = as_bssnet(timm.create_model(f"local-dir:{folder}", pretrained=True)).eval()
     _save_pictures(model, STREET if image is None else image, folder)
     with atomic_path(folder / "README.md") as temporary:
         model_card(model, repo_id, folder / HUB_FILENAME, provenance).save(temporary)

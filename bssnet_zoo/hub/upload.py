@@ -58,13 +58,13 @@ def _one_line_errors(repo_id: str) -> Iterator[None]:
         raise RuntimeError(f"can't publish {repo_id}: {hub_error(error)}") from error
 
 
-def _remote_files(api: HfApi, repo_id: str, revision: str | None) -> dict[str, str]:
+def _remote_files(api: HfApi, repo_id: str, revision: str | None) -> dict[str, str | None]:
     """For each file in the repository its sha256 if git LFS keeps it, else its git hash."""
     try:
         info = api.model_info(repo_id, revision=revision, files_metadata=True)
     except (RepositoryNotFoundError, RevisionNotFoundError):
         return {}
-    return {file.rfilename: file.lfs["sha256"] if file.lfs else file.blob_id for file in info.siblings}
+    return {file.rfilename: file.lfs["sha256"] if file.lfs else file.blob_id for file in info.siblings or ()}
 
 
 def _is_private(api: HfApi, repo_id: str) -> bool | None:

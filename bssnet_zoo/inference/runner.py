@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
@@ -132,15 +133,17 @@ def _model_runner(
     parameter = next(model.parameters(), torch.empty(0))
     own = next((name for name, dtype in PRECISIONS.items() if dtype == parameter.dtype), "float32")
     device = parameter.device if device is None else parse_device(str(device))
-    backend = _choose(backend, model, device, precision)
-    if backend == "eager":
+    deployable = _deployable(model)
+    backend = _choose(backend, model, deployable is not None, device, precision)
+    if backend == "eager" or deployable is None:
         if precision not in (None, own) or device != parameter.device:
             raise ValueError(f"backend 'eager' runs the model as it is, {own} on {parameter.device}: cast or move it "
                              "yourself, or take another backend")
         precision, run = own, _eager(model, parameter)
     else:
         precision = precision or (_fastest_precision(device) if own == "float32" else own)
-        run = OpenVINOModel(model, precision) if backend == "openvino" else _deployed(model, device, precision)
+        run = OpenVINOModel(deployable, precision) if backend == "openvino" else _deployed(
+            deployable, device, precision)
     cfg = getattr(model, "pretrained_cfg", {})
     trained_size = (cfg.get("test_input_size") or cfg.get("input_size") or ())[1:]
     return Runner(
@@ -155,9 +158,15 @@ def _model_runner(
     )
 
 
-def _choose(backend: str, model: nn.Module, device: torch.device, precision: str | None) -> str:
+def _deployable(model: nn.Module) -> BSSNet | None:
+    """The model, if `deploy` takes it or made it."""
+    if not isinstance(model, BSSNet) or model.decoder is None:
+        return None
+    return model if is_deployed(model) or model.decoder.fuse.attention is not None else None
+
+
+def _choose(backend: str, model: nn.Module, deployable: bool, device: torch.device, precision: str | None) -> str:
     """The backend that runs a model, where it is "auto"; ValueError if it can't be that one."""
-    deployable = isinstance(model, BSSNet) and (is_deployed(model) or model.decoder.fuse.attention is not None)
     if backend == "auto":
         if not deployable:
             return "eager"
@@ -189,7 +198,7 @@ def _eager(model: nn.Module, parameter: torch.Tensor) -> Run:
 
 
 def _deployed(model: BSSNet, device: torch.device, precision: str) -> Run:
-    as_asked = dict(device=device, dtype=PRECISIONS[precision], memory_format=torch.channels_last)
+    as_asked: dict[str, Any] = dict(device=device, dtype=PRECISIONS[precision], memory_format=torch.channels_last)
     deployed = (copy.deepcopy(model) if is_deployed(model) else deploy(model)).to(**as_asked)
     return lambda images: _raw_logits(deployed, images.to(**as_asked))
 

@@ -3,6 +3,8 @@
 Their children are plain ``nn.Conv2d``, ``nn.BatchNorm2d`` and ``nn.ReLU``, so that torch's own tools (SyncBatchNorm
 conversion, BatchNorm folding, quantisation) see them as they are.
 """
+from typing import Any
+
 import torch
 from torch import nn
 
@@ -19,10 +21,10 @@ class ConvNormAct(nn.Sequential):
             kernel_size: int = 3,
             stride: int = 1,
             act: bool = True,
-            device=None,
-            dtype=None,
+            device: torch.device | str | None = None,
+            dtype: torch.dtype | None = None,
     ):
-        dd = {"device": device, "dtype": dtype}
+        dd: dict[str, Any] = {"device": device, "dtype": dtype}
         super().__init__()
         self.conv = nn.Conv2d(in_channels, out_channels, kernel_size, stride, kernel_size // 2, bias=False, **dd)
         self.bn = nn.BatchNorm2d(out_channels, **dd)
@@ -39,10 +41,10 @@ class NormActConv(nn.Sequential):
             out_channels: int,
             kernel_size: int = 3,
             groups: int = 1,
-            device=None,
-            dtype=None,
+            device: torch.device | str | None = None,
+            dtype: torch.dtype | None = None,
     ):
-        dd = {"device": device, "dtype": dtype}
+        dd: dict[str, Any] = {"device": device, "dtype": dtype}
         super().__init__()
         self.bn = nn.BatchNorm2d(in_channels, **dd)
         self.act = nn.ReLU(inplace=True)
@@ -53,12 +55,19 @@ class NormActConv(nn.Sequential):
 class BasicBlock(nn.Module):
     """Two 3x3 convolutions and the identity, then ReLU: (N, in, H, W) -> (N, out, H/stride, W/stride)."""
 
-    def __init__(self, in_channels: int, out_channels: int, stride: int = 1, device=None, dtype=None):
-        dd = {"device": device, "dtype": dtype}
+    def __init__(
+            self,
+            in_channels: int,
+            out_channels: int,
+            stride: int = 1,
+            device: torch.device | str | None = None,
+            dtype: torch.dtype | None = None,
+    ):
+        dd: dict[str, Any] = {"device": device, "dtype": dtype}
         super().__init__()
         self.conv1 = ConvNormAct(in_channels, out_channels, 3, stride, **dd)
         self.conv2 = ConvNormAct(out_channels, out_channels, 3, act=False, **dd)
-        self.downsample = nn.Identity()
+        self.downsample: nn.Module = nn.Identity()
         if stride != 1 or in_channels != out_channels:
             self.downsample = ConvNormAct(in_channels, out_channels, 1, stride, act=False, **dd)
         self.act = nn.ReLU(inplace=True)
@@ -74,14 +83,21 @@ class Bottleneck(nn.Module):
     (N, in, H, W) -> (N, 2 * mid, H/stride, W/stride).
     """
 
-    def __init__(self, in_channels: int, mid_channels: int, stride: int = 1, device=None, dtype=None):
-        dd = {"device": device, "dtype": dtype}
+    def __init__(
+            self,
+            in_channels: int,
+            mid_channels: int,
+            stride: int = 1,
+            device: torch.device | str | None = None,
+            dtype: torch.dtype | None = None,
+    ):
+        dd: dict[str, Any] = {"device": device, "dtype": dtype}
         super().__init__()
         out_channels = 2 * mid_channels
         self.conv1 = ConvNormAct(in_channels, mid_channels, 1, **dd)
         self.conv2 = ConvNormAct(mid_channels, mid_channels, 3, stride, **dd)
         self.conv3 = ConvNormAct(mid_channels, out_channels, 1, act=False, **dd)
-        self.downsample = nn.Identity()
+        self.downsample: nn.Module = nn.Identity()
         if stride != 1 or in_channels != out_channels:
             self.downsample = ConvNormAct(in_channels, out_channels, 1, stride, act=False, **dd)
 

@@ -1,5 +1,6 @@
 """UMF and LUAFM: fuse feature maps with per-pixel weights computed from their channel statistics."""
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -77,10 +78,10 @@ class UMF(nn.Module):
             num_features: int = 3,
             resized: Sequence[int] = (1,),
             weighted: bool = True,
-            device=None,
-            dtype=None,
+            device: torch.device | str | None = None,
+            dtype: torch.dtype | None = None,
     ):
-        dd = {"device": device, "dtype": dtype}
+        dd: dict[str, Any] = {"device": device, "dtype": dtype}
         super().__init__()
         if num_features < 2:
             raise ValueError(f"UMF fuses two or more feature maps, got num_features={num_features}")
@@ -140,8 +141,14 @@ class LUAFM(nn.Module):
         dtype: Type of the parameters.
     """
 
-    def __init__(self, x_channels: int, y_channels: int, device=None, dtype=None):
-        dd = {"device": device, "dtype": dtype}
+    def __init__(
+            self,
+            x_channels: int,
+            y_channels: int,
+            device: torch.device | str | None = None,
+            dtype: torch.dtype | None = None,
+    ):
+        dd: dict[str, Any] = {"device": device, "dtype": dtype}
         super().__init__()
         self.conv_x = ConvNormAct(x_channels, y_channels, 3, **dd) if x_channels > y_channels else nn.Identity()
         self.conv_y = ConvNormAct(y_channels, min(x_channels, y_channels), 3, **dd)

@@ -1,4 +1,6 @@
 """PAPPM: the parallel aggregation pyramid pooling module of PIDNet."""
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from torch import nn
@@ -37,8 +39,15 @@ class PAPPM(nn.Module):
         ValueError: In ``forward``, a batch of 1 while BatchNorm trains.
     """
 
-    def __init__(self, in_channels: int, out_channels: int, mid_channels: int = 96, device=None, dtype=None):
-        dd = {"device": device, "dtype": dtype}
+    def __init__(
+            self,
+            in_channels: int,
+            out_channels: int,
+            mid_channels: int = 96,
+            device: torch.device | str | None = None,
+            dtype: torch.dtype | None = None,
+    ):
+        dd: dict[str, Any] = {"device": device, "dtype": dtype}
         super().__init__()
         pools = [nn.AvgPool2d(k, s, p) for k, s, p in ((5, 2, 2), (9, 4, 4), (17, 8, 8))] + [nn.AdaptiveAvgPool2d(1)]
         self.scale0 = NormActConv(in_channels, mid_channels, 1, **dd)
@@ -62,5 +71,6 @@ class PAPPM(nn.Module):
 
     @torch.jit.ignore
     def _normalises_by_batch(self) -> bool:
-        bn = self.scales[-1][1].bn
+        scale: Any = self.scales[-1]  # torch's containers don't tell what they hold
+        bn = scale[1].bn
         return isinstance(bn, nn.BatchNorm2d) and bn.training

@@ -6,7 +6,7 @@ as a whole. Everything is computed in float32, under autocast too (float64 stays
 import math
 from collections.abc import Sequence
 from functools import reduce
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 import numpy as np
 import torch
@@ -164,6 +164,8 @@ class OhemCrossEntropyLoss(nn.Module):
         ValueError: ``threshold`` is no probability, ``min_kept`` or a class weight is negative.
     """
 
+    class_weights: torch.Tensor | None
+
     def __init__(
             self,
             ignore_index: int = 255,
@@ -249,7 +251,34 @@ class BSSNetLosses(NamedTuple):
     @property
     def total(self) -> torch.Tensor:
         """Their sum: what to call ``backward()`` on."""
-        return sum(self)
+        return sum(self[1:], start=self.seg)
+
+
+class LossWeights(NamedTuple):
+    """Factors of the six losses."""
+
+    seg: float
+    seg_border: float
+    border: float
+    spatial: float
+    aux3: float
+    aux4: float
+
+
+class TrainingOutput(Protocol):
+    """The maps of a ``BSSNetOutput``, which says what they are."""
+
+    @property
+    def seg(self) -> torch.Tensor: ...
+
+    @property
+    def border(self) -> torch.Tensor: ...
+
+    @property
+    def spatial(self) -> torch.Tensor: ...
+
+    @property
+    def aux(self) -> tuple[torch.Tensor, torch.Tensor]: ...
 
 
 class BSSNetLoss(nn.Module):
@@ -275,6 +304,7 @@ class BSSNetLoss(nn.Module):
     threshold = 0.9
     aux_threshold = 0.7
     border_threshold = 0.8
+    class_weights: torch.Tensor | None
 
     def __init__(
             self,
@@ -291,14 +321,14 @@ class BSSNetLoss(nn.Module):
                 or not all(0 <= weight < math.inf for weight in loss_weights)):
             raise ValueError(f"loss_weights must be 0 or more for each of {', '.join(BSSNetLosses._fields)}, finite "
                              f"and not all 0, got {tuple(loss_weights)}")
-        self.loss_weights = BSSNetLosses(*loss_weights)
+        self.loss_weights = LossWeights(*loss_weights)
         self.ignore_index = ignore_index
         self.min_kept = min_kept
         self.aux_min_kept = aux_min_kept
         self.boundary = BoundaryLoss()
         self.register_buffer("class_weights", class_weight_tensor(class_weights), persistent=False)
 
-    def forward(self, output: NamedTuple, images: torch.Tensor, labels: torch.Tensor) -> BSSNetLosses:
+    def forward(self, output: TrainingOutput, images: torch.Tensor, labels: torch.Tensor) -> BSSNetLosses:
         """The six losses.
 
         Padding, which is recognised by image 0 and label ignored, is neither edge nor rest for ``border``. Other
@@ -334,7 +364,7 @@ class BSSNetLoss(nn.Module):
             aux3, aux4 = self._aux_losses(output.aux, target, ignored)
         losses = (seg, seg_border, boundary, spatial, aux3, aux4)
         maps = (output.seg, output.seg, output.border, output.spatial, *output.aux)
-        return BSSNetLosses(*(loss * weight if weight else attached_zero(x)
+        return BSSNetLosses(*(attached_zero(x) if loss is None or not weight else loss * weight
                               for loss, weight, x in zip(losses, weights, maps, strict=True)))
 
     def _seg_losses(
@@ -359,10 +389,10 @@ class BSSNetLoss(nn.Module):
             ignored: torch.Tensor,
     ) -> list[torch.Tensor]:
         threshold, min_kept = negative_log(self.aux_threshold), self.aux_min_kept * len(target)
-        totals, counts = zip(*(
+        totals, hard_counts = zip(*(
             HardNLL.apply(planar(logits), target, ignored, threshold, False)
             for logits in heads), strict=True)
-        *counts, num_ignored = torch.stack([*counts, ignored.count_nonzero()]).tolist()
+        *counts, num_ignored = torch.stack([*hard_counts, ignored.count_nonzero()]).tolist()
         losses = []
         for logits, total, num_hard in zip(heads, totals, counts, strict=True):
             if num_hard > min(min_kept, target.numel() - num_ignored - 1):
@@ -373,13 +403,15 @@ class BSSNetLoss(nn.Module):
         return losses
 
 
-class PlainLoss(OhemCrossEntropyLoss):
+class PlainLoss(nn.Module):
     """`OhemCrossEntropyLoss` of a network with nothing but logits, called and answering as `BSSNetLoss`."""
 
     def __init__(self, class_weights: Sequence[float] | torch.Tensor | None = None, ignore_index: int = 255):
-        super().__init__(ignore_index, class_weights=class_weights)
+        super().__init__()
+        self.ignore_index = ignore_index
+        self.ohem = OhemCrossEntropyLoss(ignore_index, class_weights=class_weights)
 
     def forward(self, logits: torch.Tensor, images: torch.Tensor, labels: torch.Tensor) -> BSSNetLosses:
         """The loss as ``seg``; the other five are 0."""
-        seg = super().forward(logits, labels)
+        seg = self.ohem(logits, labels)
         return BSSNetLosses(seg, *[torch.zeros_like(seg)] * 5)

@@ -4,6 +4,7 @@ A resize is two matrix products: the one along the width is made at once, at the
 height in strips. Everything is computed in float32, under autocast too (float64 stays float64).
 """
 from collections.abc import Callable, Iterator, Sequence
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -60,9 +61,8 @@ def resize_in_strips(
         x: torch.Tensor,
         size: Sequence[int],
         align_corners: bool,
-        use: Callable[[slice, torch.Tensor], torch.Tensor | None],
-        gradient: bool = True,
-) -> torch.Tensor | None:
+        use: Callable[[slice, torch.Tensor], torch.Tensor],
+) -> torch.Tensor:
     """Resizes (N, C, h, w) to ``size`` (H, W) and gives each strip of rows to ``use``.
 
     Args:
@@ -71,20 +71,17 @@ def resize_in_strips(
         align_corners: Of the resize.
         use: Called with the rows (of H) and the strip (N, C, rows, W), which is its own to overwrite. Returns the
             gradient with respect to the strip.
-        gradient: ``use`` returns one.
 
     Returns:
-        The gradient with respect to ``x``, if there is one.
+        The gradient with respect to ``x``.
     """
     with torch.autocast(x.device.type, enabled=False):
         columns = interpolation_matrix(x.shape[3], size[1], align_corners, x.dtype).to(x.device)
         wide = x @ columns.T
-        grad_wide = torch.zeros_like(wide) if gradient else None
+        grad_wide = torch.zeros_like(wide)
         for rows, source, weights in row_strips(x, size, align_corners):
-            grad = use(rows, weights @ wide[:, :, source])
-            if gradient:
-                grad_wide[:, :, source] += weights.T @ grad
-        return grad_wide @ columns if gradient else None
+            grad_wide[:, :, source] += weights.T @ use(rows, weights @ wide[:, :, source])
+        return grad_wide @ columns
 
 
 class GradientOnTheWay(torch.autograd.Function):
@@ -92,7 +89,7 @@ class GradientOnTheWay(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx, grad: torch.Tensor, *_: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
+    def backward(ctx: Any, grad: torch.Tensor, *_: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
         return grad * ctx.saved_tensors[0], *[None] * (len(ctx.needs_input_grad) - 1)
 
 
@@ -100,21 +97,22 @@ class ResizedNLL(torch.autograd.Function):
     """Negative log-likelihood (N, H, W) of each pixel of bilinearly resized logits (N, C, h, w)."""
 
     @staticmethod
-    def forward(ctx, logits: torch.Tensor, target: torch.Tensor, align_corners: bool) -> torch.Tensor:
+    def forward(ctx: Any, logits: torch.Tensor, target: torch.Tensor, align_corners: bool) -> torch.Tensor:
         ctx.save_for_backward(logits, target)
         ctx.align_corners = align_corners
         nll = logits.new_empty(target.shape)
-
-        def use(rows: slice, strip: torch.Tensor) -> None:
-            log_prob = F.log_softmax(strip, dim=1)
-            nll[:, rows] = log_prob.gather(1, target[:, None, rows]).squeeze(1).neg_()
-
-        resize_in_strips(logits, target.shape[-2:], align_corners, use, gradient=False)
+        height, width = target.shape[-2:]
+        with torch.autocast(logits.device.type, enabled=False):
+            columns = interpolation_matrix(logits.shape[3], width, align_corners, logits.dtype).to(logits.device)
+            wide = logits @ columns.T
+            for rows, source, weights in row_strips(logits, (height, width), align_corners):
+                nll[:, rows] = F.log_softmax(weights @ wide[:, :, source], dim=1).gather(
+                    1, target[:, None, rows]).squeeze(1).neg_()
         return nll
 
     @staticmethod
     @once_differentiable
-    def backward(ctx, grad: torch.Tensor) -> tuple[torch.Tensor, None, None]:
+    def backward(ctx: Any, grad: torch.Tensor) -> tuple[torch.Tensor, None, None]:
         logits, target = ctx.saved_tensors
 
         def use(rows: slice, strip: torch.Tensor) -> torch.Tensor:
@@ -133,7 +131,7 @@ class HardNLL(GradientOnTheWay):
 
     @staticmethod
     def forward(
-            ctx,
+            ctx: Any,
             logits: torch.Tensor,
             target: torch.Tensor,
             ignored: torch.Tensor,
@@ -161,7 +159,7 @@ class ResizedL1(GradientOnTheWay):
     """Mean absolute difference of images (N, C, H, W) from a bilinearly resized map (N, C, h, w), align_corners."""
 
     @staticmethod
-    def forward(ctx, x: torch.Tensor, images: torch.Tensor) -> torch.Tensor:
+    def forward(ctx: Any, x: torch.Tensor, images: torch.Tensor) -> torch.Tensor:
         total = x.new_zeros(())
 
         def use(rows: slice, strip: torch.Tensor) -> torch.Tensor:
@@ -182,7 +180,7 @@ class ResizedKL(GradientOnTheWay):
 
     @staticmethod
     def forward(
-            ctx,
+            ctx: Any,
             logits: torch.Tensor,
             teacher: torch.Tensor,
             counted: torch.Tensor,
@@ -209,7 +207,7 @@ class ResizedBCE(GradientOnTheWay):
 
     @staticmethod
     def forward(
-            ctx,
+            ctx: Any,
             logits: torch.Tensor,
             edges: torch.Tensor,
             edge_weight: torch.Tensor,

@@ -4,8 +4,9 @@ Paper: `BSSNet: A Real-Time Semantic Segmentation Network for Road Scenes Inspir
 TCSVT 34(5), 2024), https://doi.org/10.1109/TCSVT.2023.3325360. The trunk and PAPPM come from PIDNet (Xu et al., CVPR
 2023).
 """
+from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
-from typing import Any, Final, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -48,8 +49,8 @@ class BSSNetOutput(NamedTuple):
 class DetailBranch(nn.Module):
     """Border or spatial branch at stride 8. Returns the fused map, where its training head taps, and its output."""
 
-    def __init__(self, dim: int, device=None, dtype=None):
-        dd = {"device": device, "dtype": dtype}
+    def __init__(self, dim: int, device: torch.device | str | None = None, dtype: torch.dtype | None = None):
+        dd: dict[str, Any] = {"device": device, "dtype": dtype}
         super().__init__()
         self.conv1 = ConvNormAct(2 * dim, 2 * dim, 3, **dd)
         self.compress = ConvNormAct(4 * dim, 2 * dim, 1, **dd)
@@ -64,8 +65,8 @@ class DetailBranch(nn.Module):
 class SemanticBranch(nn.Module):
     """Context of the coarsest map, blended back to stride 16."""
 
-    def __init__(self, dim: int, device=None, dtype=None):
-        dd = {"device": device, "dtype": dtype}
+    def __init__(self, dim: int, device: torch.device | str | None = None, dtype: torch.dtype | None = None):
+        dd: dict[str, Any] = {"device": device, "dtype": dtype}
         super().__init__()
         self.pappm = PAPPM(16 * dim, 8 * dim, 96, **dd)
         self.fuse4 = LUAFM(8 * dim, 8 * dim, **dd)
@@ -78,14 +79,21 @@ class SemanticBranch(nn.Module):
 class Decoder(nn.Module):
     """The three branches and their fusion: returns the fused map and the two maps that the training heads tap."""
 
-    def __init__(self, dim: int, upsample: bool, weighted: bool = True, device=None, dtype=None):
-        dd = {"device": device, "dtype": dtype}
+    def __init__(
+            self,
+            dim: int,
+            upsample: bool,
+            weighted: bool = True,
+            device: torch.device | str | None = None,
+            dtype: torch.dtype | None = None,
+    ):
+        dd: dict[str, Any] = {"device": device, "dtype": dtype}
         super().__init__()
         self.border = DetailBranch(dim, **dd)
         self.spatial = DetailBranch(dim, **dd)
         self.semantic = SemanticBranch(dim, **dd)
         self.fuse = UMF(4 * dim, num_features=3, resized=(1,), weighted=weighted, **dd)
-        self.refine = nn.Identity()
+        self.refine: nn.Module = nn.Identity()
         if upsample:
             self.refine = nn.Sequential(ConvNormAct(4 * dim, 4 * dim, 3, **dd), nn.Upsample(scale_factor=2.))
 
@@ -112,10 +120,10 @@ class SegHead(nn.Module):
             mid_channels: int,
             num_classes: int,
             drop_rate: float = 0.,
-            device=None,
-            dtype=None,
+            device: torch.device | str | None = None,
+            dtype: torch.dtype | None = None,
     ):
-        dd = {"device": device, "dtype": dtype}
+        dd: dict[str, Any] = {"device": device, "dtype": dtype}
         super().__init__()
         self.conv = NormActConv(in_channels, mid_channels, 3, **dd)
         self.norm = nn.BatchNorm2d(mid_channels, **dd)
@@ -137,10 +145,10 @@ class FCNHead(nn.Module):
             mid_channels: int,
             num_classes: int,
             drop_rate: float = 0.,
-            device=None,
-            dtype=None,
+            device: torch.device | str | None = None,
+            dtype: torch.dtype | None = None,
     ):
-        dd = {"device": device, "dtype": dtype}
+        dd: dict[str, Any] = {"device": device, "dtype": dtype}
         super().__init__()
         self.conv = ConvNormAct(in_channels, mid_channels, 3, **dd)
         self.drop = nn.Dropout2d(drop_rate)
@@ -150,7 +158,12 @@ class FCNHead(nn.Module):
         return self.classifier(self.drop(self.conv(x)))
 
 
-def create_classifier(in_channels: int, num_classes: int, device=None, dtype=None) -> nn.Module:
+def create_classifier(
+        in_channels: int,
+        num_classes: int,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+) -> nn.Module:
     if num_classes == 0:
         return nn.Identity()
     return nn.Conv2d(in_channels, num_classes, 1, device=device, dtype=dtype)
@@ -182,7 +195,7 @@ def check_images(images: torch.Tensor, in_chans: int) -> None:
 
 
 @contextmanager
-def keep_running_statistics(module: nn.Module):
+def keep_running_statistics(module: nn.Module) -> Iterator[None]:
     """Leaves the BatchNorm statistics of ``module`` as they were: recomputing a forward pass must not count twice."""
     norms = [m for m in module.modules() if isinstance(m, _BatchNorm) and m.training and m.track_running_stats]
     buffers = [b for norm in norms for b in norm.buffers()]
@@ -217,7 +230,10 @@ class BSSNet(nn.Module):
             images of wrong rank, channels, size or type, or a training batch of 1.
     """
 
-    aux_heads: Final[bool]
+    __constants__ = ["aux_heads"]  # so that TorchScript leaves out what is for training
+    if TYPE_CHECKING:  # TorchScript reads annotations
+        feature_info: list[dict[str, Any]]
+        pretrained_cfg: dict[str, Any]  # timm sets it
 
     def __init__(
             self,
@@ -228,10 +244,10 @@ class BSSNet(nn.Module):
             drop_rate: float = 0.1,
             aux_heads: bool = False,
             weighted: bool = True,
-            device=None,
-            dtype=None,
+            device: torch.device | str | None = None,
+            dtype: torch.dtype | None = None,
     ):
-        dd = {"device": device, "dtype": dtype}
+        dd: dict[str, Any] = {"device": device, "dtype": dtype}
         super().__init__()
         check_num_classes(num_classes)
         if in_chans < 1:
@@ -262,8 +278,8 @@ class BSSNet(nn.Module):
                 BasicBlock(8 * dim, 8 * dim, **dd)),
             nn.Sequential(Bottleneck(8 * dim, 8 * dim, 2, **dd), Bottleneck(16 * dim, 8 * dim, **dd)),
         )
-        self.decoder = Decoder(dim, upsample, weighted, **dd)
-        self.head = SegHead(4 * dim, self.head_hidden_size, num_classes, drop_rate, **dd)
+        self.decoder: Decoder | None = Decoder(dim, upsample, weighted, **dd)
+        self.head: nn.Module = SegHead(4 * dim, self.head_hidden_size, num_classes, drop_rate, **dd)
         if aux_heads:
             self.border_head = SegHead(2 * dim, dim, 1, **dd)
             self.spatial_head = SegHead(2 * dim, 2 * dim, in_chans, **dd)
@@ -291,7 +307,7 @@ class BSSNet(nn.Module):
 
     @torch.jit.ignore
     def get_classifier(self) -> nn.Module:
-        return self.head if self.decoder is None else self.head.classifier
+        return self.head if self.decoder is None else self.head.get_submodule("classifier")
 
     @torch.jit.ignore
     def reset_classifier(self, num_classes: int, global_pool: str | None = None) -> None:
@@ -306,17 +322,18 @@ class BSSNet(nn.Module):
             if num_classes > 0:
                 raise ValueError("a model pruned to its trunk features has no head to put a classifier in")
             return
-        if not isinstance(getattr(self.head, "conv", None), NormActConv):
+        if not isinstance(self.head, SegHead) or not isinstance(self.head.conv, NormActConv):
             raise ValueError("a deployed model keeps its classifier: reset that of the model it was made from")
         self.num_classes = num_classes
-        heads = [self.head, *self.fcn_heads] if self.aux_heads else [self.head]
+        fcn_heads = (module for module in self.modules() if isinstance(module, FCNHead))
+        heads: list[SegHead | FCNHead] = [self.head, *fcn_heads]
         for head in heads:
             channels = head.conv.conv.out_channels
             head.classifier = create_classifier(channels, num_classes, **get_device_dtype(self))
             init_weights(head.classifier)
 
     @torch.jit.unused
-    def _checkpoint(self, module: nn.Module, *x: torch.Tensor):
+    def _checkpoint(self, module: nn.Module, *x: torch.Tensor) -> Any:
         if torch.compiler.is_compiling():  # the compiler replays buffer updates correctly and takes no context of ours
             return checkpoint(module, *x, use_reentrant=False)
         return checkpoint(
@@ -338,6 +355,7 @@ class BSSNet(nn.Module):
         return features
 
     def _forward_decoder(self, features: list[torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        assert self.decoder is not None  # as the callers know
         _, x, x3, x4, x5 = features
         if self.grad_checkpointing and not torch.jit.is_scripting():
             return self._checkpoint(self.decoder, x, x3, x4, x5)
@@ -480,7 +498,24 @@ default_cfgs = generate_default_cfgs({
 })
 
 
-def _create_bssnet(variant: str, pretrained: bool, pretrained_cfg=None, pretrained_cfg_overlay=None, **kwargs: Any):
+def as_bssnet(model: nn.Module) -> BSSNet:
+    """The same model, which has to be a `BSSNet`: timm's names say nothing about the class.
+
+    Raises:
+        ValueError: It is none.
+    """
+    if not isinstance(model, BSSNet):
+        raise ValueError(f"a BSSNet is needed here, not {type(model).__name__}")
+    return model
+
+
+def _create_bssnet(
+        variant: str,
+        pretrained: bool,
+        pretrained_cfg: Any = None,
+        pretrained_cfg_overlay: dict[str, Any] | None = None,
+        **kwargs: Any,
+) -> BSSNet:
     if pretrained:
         pretrained_cfg_overlay = resolve_pretrained(
             variant, pretrained_cfg, pretrained_cfg_overlay, kwargs.get("cache_dir"))

@@ -8,8 +8,9 @@ import os
 import pickle
 import re
 import struct
+from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from safetensors import SafetensorError
@@ -17,6 +18,9 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from ..files import atomic_path
+
+if TYPE_CHECKING:
+    from .bssnet import BSSNet
 
 __all__ = ["checkpoint_filter_fn", "convert_checkpoint", "load_checkpoint", "read_checkpoint", "read_state_dict"]
 
@@ -98,7 +102,7 @@ def _rename(state_dict: StateDict, names: list) -> StateDict:
     return renamed
 
 
-def _few(names) -> str:
+def _few(names: Iterable[str]) -> str:
     names = sorted(names)
     return ", ".join(names[:4]) + (f" and {len(names) - 4} more" if len(names) > 4 else "")
 
@@ -287,7 +291,7 @@ def _without_classifiers(state_dict: StateDict) -> StateDict:
             if not re.match(r"(head|fcn_heads\.\d)\.classifier\.", name)}
 
 
-def checkpoint_filter_fn(state_dict: StateDict, model: nn.Module) -> StateDict:
+def checkpoint_filter_fn(state_dict: StateDict, model: "BSSNet") -> StateDict:
     """timm's hook between file and model: makes a checkpoint exactly the state dict of ``model``, or says why it can't.
 
     Names are converted. Training heads are dropped if the model has none. What may stay as the model initialised it
@@ -314,7 +318,7 @@ def checkpoint_filter_fn(state_dict: StateDict, model: nn.Module) -> StateDict:
     return _fit(state_dict, model, adaptable)
 
 
-def load_checkpoint(model: nn.Module, path: str | os.PathLike) -> None:
+def load_checkpoint(model: "BSSNet", path: str | os.PathLike) -> None:
     """Loads a checkpoint file of any known naming into ``model``: all of it, or a PIDNet trunk alone.
 
     Raises:

@@ -12,7 +12,8 @@ def class_info(model: nn.Module, num_classes: int | None = None) -> ClassInfo:
     A model whose class count differs from its config's has no names of its own: 19 classes are then taken to be those
     of Cityscapes, any other number is called ``class_0``, ``class_1``, ...
     """
-    num_classes = model.num_classes if num_classes is None else num_classes
+    if num_classes is None:
+        num_classes = int(getattr(model, "num_classes", 0))
     cfg = getattr(model, "pretrained_cfg", {})
     names = tuple(cfg.get("label_names") or ())
     if len(names) == num_classes:

@@ -8,6 +8,7 @@ from timm.models import get_arch_pretrained_cfgs, parse_model_name, split_model_
 from timm.models._hub import hf_split
 from torch import nn
 
+from .bssnet import as_bssnet
 from .checkpoints import checkpoint_architecture, checkpoint_num_classes, load_checkpoint, read_checkpoint
 from .weights import hub_file
 
@@ -73,7 +74,7 @@ def create_model(
         return timm.create_model(model_name, True, pretrained_cfg, pretrained_cfg_overlay=overlay, **kwargs)
     model = timm.create_model(model_name, pretrained=pretrained, pretrained_cfg=pretrained_cfg, **kwargs)
     if checkpoint_path is not None:
-        load_checkpoint(model, checkpoint_path)
+        load_checkpoint(as_bssnet(model), checkpoint_path)
     return model
 
 

@@ -22,9 +22,14 @@ ENCODER_PREFIX = re.compile(r"^(network\.)?(encoder\.)?(model\.)?")
 class Renormalize(nn.Module):
     """From our normalisation of images (N, 3, H, W) to the one that an encoder of timm was trained with."""
 
+    scale: torch.Tensor
+    shift: torch.Tensor
+
     def __init__(self, encoder: str):
         super().__init__()
         cfg = timm.get_pretrained_cfg(encoder)
+        if cfg is None:
+            raise ValueError(f"timm doesn't say how '{encoder}' was trained")
         mean, std, own_mean, own_std = (
             torch.tensor(x).reshape(1, 3, 1, 1)
             for x in (cfg.mean, cfg.std, IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD))

@@ -1,13 +1,29 @@
 """How large a model is: parameters and multiply-adds."""
+from collections.abc import Iterator
+from typing import Protocol
+
 import timm
 import torch
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
+from .bssnet import as_bssnet
 from .factory import list_models
 from .weights import WEIGHTS
 
 __all__ = ["count_multiply_adds", "count_parameters", "model_table"]
+
+
+class Network(Protocol):
+    """What `count_multiply_adds` asks of a model."""
+
+    in_chans: int
+
+    def parameters(self) -> Iterator[nn.Parameter]: ...
+
+    def forward_features(self, x: torch.Tensor, /) -> torch.Tensor: ...
+
+    def forward_head(self, x: torch.Tensor, /) -> torch.Tensor: ...
 
 
 def count_parameters(model: nn.Module) -> int:
@@ -15,7 +31,7 @@ def count_parameters(model: nn.Module) -> int:
     return sum(p.numel() for p in model.parameters())
 
 
-def count_multiply_adds(model: nn.Module, height: int, width: int) -> int:
+def count_multiply_adds(model: Network, height: int, width: int) -> int:
     """Multiply-adds of the convolutions for one image up to the raw logits: half of what FlopCounterMode counts.
 
     Args:
@@ -34,7 +50,7 @@ def model_table(height: int = 1024, width: int = 2048) -> str:
     """A table of all models and weights: classes, parameters, multiply-adds, measured mIoU, file size."""
     rows = [("model.tag", "classes", "parameters", f"GMAC {height}x{width}", "input", "mIoU %", "file MB")]
     for name in list_models(pretrained=True):
-        model = timm.create_model(name, device="meta").eval()
+        model = as_bssnet(timm.create_model(name, device="meta")).eval()
         weights = WEIGHTS.get(name)
         miou = f"{weights.metrics['miou']:.2f} (CamVid test)" if weights else "-"
         size = f"{weights.path.stat().st_size / 1e6:.1f}" if weights and weights.path.is_file() else "-"

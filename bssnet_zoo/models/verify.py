@@ -48,15 +48,16 @@ def _bundled_files() -> Iterator[tuple[str, Path, str]]:
             yield name, weights.path, weights.sha256
 
 
-def _url_files(cache_dir: str | os.PathLike | None) -> Iterator[tuple[str, Path, str]]:
+def _url_files(cache_dir: str | Path | None) -> Iterator[tuple[str, Path, str]]:
     for name in list_models(pretrained=True):
-        filename = os.path.basename(get_pretrained_cfg(name).url or "")
+        cfg = get_pretrained_cfg(name)
+        filename = os.path.basename(cfg.url) if cfg and isinstance(cfg.url, str) else ""
         path = Path(cache_dir or get_cache_dir(), filename)
         if filename and path.is_file():
             yield name, path, filename.rpartition("-")[2].partition(".")[0]  # these names end in a hash prefix
 
 
-def _hub_files(cache_dir: str | os.PathLike | None) -> Iterator[tuple[str, Path, str]]:
+def _hub_files(cache_dir: str | Path | None) -> Iterator[tuple[str, Path, str]]:
     try:
         repos = scan_cache_dir(cache_dir).repos
     except CacheNotFound:
@@ -77,7 +78,7 @@ def _short_names(name: str) -> list[str]:
     return [name, tagged, tagged.partition(".")[0]]
 
 
-def verify_weights(names: Iterable[str] = (), cache_dir: str | os.PathLike | None = None) -> list[FileCheck]:
+def verify_weights(names: Iterable[str] = (), cache_dir: str | Path | None = None) -> list[FileCheck]:
     """Hashes the weights files of our models on this machine: those in the package, downloads of ours and of others.
 
     Args:

@@ -162,7 +162,7 @@ def hub_file(
         repo_id: str,
         filename: str = HUB_FILENAME,
         revision: str | None = None,
-        cache_dir: str | os.PathLike | None = None,
+        cache_dir: str | Path | None = None,
 ) -> Path:
     """A file of a Hub repository, from the cache or downloaded; weights are hashed each time.
 
@@ -190,7 +190,7 @@ def hub_file(
     return path
 
 
-def _pinned_file(name: str, cache_dir: str | os.PathLike | None) -> Path:
+def _pinned_file(name: str, cache_dir: str | Path | None) -> Path:
     weights = WEIGHTS[name]
     if weights_source() == "hub" or not weights.path.is_file():
         return hub_file(hub_id(name, hub_organization()), cache_dir=cache_dir)
@@ -201,7 +201,7 @@ def _pinned_file(name: str, cache_dir: str | os.PathLike | None) -> Path:
     return weights.path
 
 
-def _url_file(url: str, cache_dir: str | os.PathLike | None) -> Path:
+def _url_file(url: str | tuple[str, str], cache_dir: str | Path | None) -> Path:
     try:
         path = Path(download_cached_file(url, check_hash=True, progress=True, cache_dir=cache_dir))
     except OSError as error:
@@ -217,7 +217,7 @@ def resolve_pretrained(
         variant: str,
         pretrained_cfg: Any = None,
         pretrained_cfg_overlay: dict[str, Any] | None = None,
-        cache_dir: str | os.PathLike | None = None,
+        cache_dir: str | Path | None = None,
 ) -> dict[str, Any]:
     """The config overlay that gives timm the tensors of the weights that were asked for.
 

@@ -1,4 +1,6 @@
 """Start a wide network from a narrow one (Net2Net: Chen, Goodfellow, Shlens, ICLR 2016)."""
+from typing import Any
+
 import torch
 from torch import nn
 
@@ -52,11 +54,12 @@ def widen_(model: BSSNet, narrow: BSSNet, noise: float = 0.1) -> BSSNet:
             if name not in source:
                 raise ValueError(f"the narrow network has no {name}: give both the training heads or neither")
             state[name] = widened(source[name].to(tensor), tensor.shape, noise)
-    if isinstance(model.decoder.refine, nn.Sequential):
+    refine: Any = model.get_submodule("decoder.refine")
+    if not isinstance(refine, nn.Identity):
         conv, norm = "decoder.refine.0.conv.weight", "decoder.refine.0.bn."
         mean, var = (state[f"head.conv.bn.running_{name}"] for name in ("mean", "var"))
         state[conv] = nn.init.dirac_(torch.empty_like(model.state_dict()[conv]))
-        eps = model.decoder.refine[0].bn.eps
+        eps = refine[0].bn.eps
         state |= {f"{norm}running_mean": mean, f"{norm}running_var": var, f"{norm}bias": mean,
                   f"{norm}weight": (var + eps).sqrt()}
     model.load_state_dict(state, strict=False)

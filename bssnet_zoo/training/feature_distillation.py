@@ -1,13 +1,14 @@
 """Feature distillation: a trunk that learns to tell what a pretrained encoder sees."""
 import os
 from functools import partial
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import timm
 import torch
 import torch.nn.functional as F
 from torch import nn
 
+from ..models import BSSNet
 from ..models.checkpoints import read_state_dict
 from ..models.smp import SMP, Renormalize, encoder_weights
 from .recipes import Recipe
@@ -37,8 +38,8 @@ class FeatureTeacher(nn.Module):
             own = self.encoder.state_dict()
             self.encoder.load_state_dict({**own, **encoder_weights(own, read_state_dict(weights), weights)})
         self.renormalize = Renormalize(name)
-        self.channels = dict(zip(self.encoder.feature_info.reduction(), self.encoder.feature_info.channels(),
-                                 strict=True))
+        info: Any = self.encoder.feature_info
+        self.channels: dict[int, int] = dict(zip(info.reduction(), info.channels(), strict=True))
         self.eval().requires_grad_(False)
 
     @torch.no_grad()
@@ -62,11 +63,11 @@ class FeatureStudent(nn.Module):
     The model's stages hand their outputs to this module from then on.
     """
 
-    def __init__(self, model: nn.Module, projections: nn.ModuleDict):
+    def __init__(self, model: BSSNet, projections: nn.ModuleDict):
         super().__init__()
         self.model = model
         self.projections = projections
-        self._features = {}
+        self._features: dict[int, torch.Tensor] = {}
         for info in model.feature_info:
             if str(info["reduction"]) in projections:
                 model.get_submodule(info["module"]).register_forward_hook(partial(self._keep, info["reduction"]))
@@ -81,7 +82,7 @@ class FeatureStudent(nn.Module):
         return TaughtOutput(output, predicted)
 
 
-def create_projections(model: nn.Module, teacher: FeatureTeacher) -> nn.ModuleDict:
+def create_projections(model: BSSNet, teacher: FeatureTeacher) -> nn.ModuleDict:
     """By stride, 8 and more, 1x1 convolutions from the channels of a model's trunk to those of a teacher.
 
     Raises:
@@ -108,7 +109,8 @@ def feature_loss(predicted: dict[int, torch.Tensor], features: dict[int, torch.T
         if prediction.shape != features[stride].shape:
             raise ValueError(f"the teacher's features at stride {stride} are {tuple(features[stride].shape)}, the "
                              f"student's {tuple(prediction.shape)}: take a crop_size in multiples of 32")
-    return sum(F.smooth_l1_loss(x.float(), features[stride]) for stride, x in predicted.items())
+    losses = [F.smooth_l1_loss(x.float(), features[stride]) for stride, x in predicted.items()]
+    return sum(losses[1:], start=losses[0])
 
 
 def create_feature_teacher(recipe: Recipe) -> FeatureTeacher | None:

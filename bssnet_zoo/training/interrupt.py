@@ -2,8 +2,13 @@
 import signal
 import threading
 import time
+from collections.abc import Callable
+from types import FrameType
+from typing import Any
 
 __all__ = ["StopRequest"]
+
+Handler = Callable[[int, FrameType | None], Any] | int | signal.Handlers | None
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
@@ -15,21 +20,21 @@ class StopRequest:
     Ctrl-C to each process, and torchrun passes it on to its processes once more.)
     """
 
-    def __init__(self):
+    def __init__(self) -> None:
         self.requested = False
         self.time = 0.
-        self.previous = {}
+        self.previous: dict[int, Handler] = {}
 
     def __enter__(self) -> "StopRequest":
         if threading.current_thread() is threading.main_thread():  # Python allows handlers nowhere else
             self.previous = {number: signal.signal(number, self._handle) for number in SIGNALS}
         return self
 
-    def __exit__(self, *exception) -> None:
+    def __exit__(self, *exception: object) -> None:
         for number, handler in self.previous.items():
             signal.signal(number, handler)
 
-    def _handle(self, number: int, frame) -> None:
+    def _handle(self, number: int, frame: FrameType | None) -> None:
         if self.requested and time.monotonic() - self.time > 2:
             signal.signal(number, self.previous[number])
             signal.raise_signal(number)

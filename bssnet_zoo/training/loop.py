@@ -17,11 +17,13 @@ from torch.nn.parallel import DistributedDataParallel
 
 from ..data.check import check_dataset
 from ..data.datasets import SegmentationDataset
+from ..data.sampler import TrainSampler
 from ..device import PRECISIONS, keep_freed_memory
 from ..distributed import Process, init_process
 from ..evaluation.accuracy import evaluate
-from ..losses.bssnet import BSSNetLosses
+from ..losses.bssnet import BSSNetLoss, BSSNetLosses, PlainLoss
 from ..losses.resized import resize
+from ..models.bssnet import as_bssnet
 from .distillation import create_teacher, distillation_loss
 from .feature_distillation import create_feature_teacher, create_projections, feature_loss
 from .interrupt import StopRequest
@@ -91,7 +93,7 @@ def train(
     feature_teacher, projections = create_feature_teacher(recipe), None
     if feature_teacher is not None:
         feature_teacher.to(process.device)
-        projections = create_projections(student, feature_teacher).to(process.device)
+        projections = create_projections(as_bssnet(student), feature_teacher).to(process.device)
     state = create_state(student, recipe, iterations, projections)
     if checkpoint.exists():
         state.load(checkpoint)
@@ -111,8 +113,8 @@ def train(
             losses = forward_backward(
                 model, criterion, islice(batches, recipe.grad_accum), recipe, state.scaler, teacher, feature_teacher)
             grad_norm = clip_gradients(state, recipe)
-            values = torch.stack([*losses, grad_norm, grad_norm.new_tensor(stop.requested)])
-            *values, stopped = process.mean(values).tolist()
+            means = process.mean(torch.stack([*losses, grad_norm, grad_norm.new_tensor(stop.requested)]))
+            *values, stopped = means.tolist()
             if not (math.isfinite(values[0]) and (math.isfinite(values[-1]) or state.scaler.is_enabled())):
                 raise diverged(values, state, train_set, sampler, recipe)
             lr = max(group["lr"] for group in state.optimizer.param_groups)
@@ -135,7 +137,7 @@ def train(
 
 def forward_backward(
         model: nn.Module,
-        criterion: nn.Module,
+        criterion: BSSNetLoss | PlainLoss,
         batches: Iterable[tuple[torch.Tensor, torch.Tensor]],
         recipe: Recipe,
         scaler: torch.amp.GradScaler,
@@ -160,11 +162,11 @@ def forward_backward(
     for step, (images, labels) in enumerate(batches, start=1):
         autocast = torch.autocast(
             images.device.type, PRECISIONS[recipe.precision], enabled=recipe.precision != "float32")
-        more_to_come = step < recipe.grad_accum and isinstance(model, DistributedDataParallel)
-        with model.no_sync() if more_to_come else nullcontext():
+        more_to_come = step < recipe.grad_accum
+        with model.no_sync() if more_to_come and isinstance(model, DistributedDataParallel) else nullcontext():
             with autocast:
                 output = model(images)
-            output, predicted = output if feature_teacher is not None else (output, None)
+            output, predicted = output if feature_teacher is not None else (output, {})
             losses = criterion(output, images, labels)
             distill = torch.zeros_like(losses.total)
             if teacher is not None:
@@ -186,10 +188,9 @@ def forward_backward(
 def clip_gradients(state: TrainState, recipe: Recipe) -> torch.Tensor:
     """Clips the gradients if the recipe says so. Returns their norm before that."""
     state.scaler.unscale_(state.optimizer)
-    parameters = [parameter for parameter in state.model.parameters() if parameter.grad is not None]
-    norm = nn.utils.get_total_norm([parameter.grad for parameter in parameters])
+    norm = nn.utils.get_total_norm([p.grad for p in state.model.parameters() if p.grad is not None])
     if recipe.clip_grad is not None:
-        nn.utils.clip_grads_with_norm_(parameters, recipe.clip_grad, norm)
+        nn.utils.clip_grads_with_norm_(state.model.parameters(), recipe.clip_grad, norm)
     return norm
 
 
@@ -242,7 +243,7 @@ def diverged(
         values: list[float],
         state: TrainState,
         dataset: SegmentationDataset,
-        sampler: Iterable,
+        sampler: TrainSampler,
         recipe: Recipe,
 ) -> RuntimeError:
     """The error that names the batch whose loss or gradient is no finite number."""

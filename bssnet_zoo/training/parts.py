@@ -1,7 +1,8 @@
 """The parts of a training run, made from its recipe."""
-from collections.abc import Iterator
+from collections.abc import Generator
 from inspect import signature
 from pathlib import Path
+from typing import Any, cast
 
 import torch
 from timm.layers import freeze_batch_norm_2d
@@ -17,7 +18,8 @@ from ..data.sampler import TrainSampler
 from ..data.transforms import EvalTransform, TrainTransform
 from ..distributed import Process
 from ..losses.bssnet import BSSNetLoss, PlainLoss
-from ..models import create_model, list_models
+from ..models import BSSNet, create_model, list_models
+from ..models.bssnet import as_bssnet
 from ..models.smp import SMP, SmpModel
 from ..models.widen import widen_
 from .feature_distillation import FeatureStudent
@@ -64,7 +66,7 @@ def train_batches(
         sampler: TrainSampler,
         recipe: Recipe,
         device: torch.device,
-) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+) -> Generator[tuple[torch.Tensor, torch.Tensor], None, None]:
     """Images (N, 3, H, W) and labels (N, H, W) on a device, without end."""
     loader = DataLoader(
         dataset, batch_sampler=sampler, num_workers=recipe.workers, pin_memory=device.type == "cuda",
@@ -79,21 +81,22 @@ def memory_format(recipe: Recipe) -> torch.memory_format:
     return torch.channels_last if recipe.channels_last else torch.contiguous_format
 
 
-def create_student(recipe: Recipe, num_classes: int, process: Process) -> nn.Module:
+def create_student(recipe: Recipe, num_classes: int, process: Process) -> BSSNet | SmpModel:
     """The model to train on its device, with its training heads, initialised as the recipe says.
 
     Raises:
         ValueError: ``init`` is neither a tag of the model nor a file, or does not fit.
     """
     torch.manual_seed(recipe.seed)
-    kwargs = {"num_classes": num_classes, "aux_heads": True, "weighted": recipe.weighted}
+    kwargs: dict[str, Any] = {"num_classes": num_classes, "aux_heads": True, "weighted": recipe.weighted}
+    model: nn.Module
     if recipe.model.startswith(SMP):
         model = SmpModel(recipe.model, num_classes, recipe.init)
     elif recipe.init is not None and recipe.init.startswith(WIDEN):
         if recipe.model != "bssnet_b":
             raise ValueError(f"init '{recipe.init}' widens a bssnet_t to a bssnet_b, model is {recipe.model}")
         narrow = create_model("bssnet_t", checkpoint_path=recipe.init.removeprefix(WIDEN), **kwargs)
-        model = widen_(create_model("bssnet_b", **kwargs), narrow)
+        model = widen_(as_bssnet(create_model("bssnet_b", **kwargs)), as_bssnet(narrow))
     elif recipe.init is None:
         model = create_model(recipe.model, **kwargs)
     elif f"{recipe.model}.{recipe.init}" in list_models(pretrained=True):
@@ -109,10 +112,11 @@ def create_student(recipe: Recipe, num_classes: int, process: Process) -> nn.Mod
         model = nn.SyncBatchNorm.convert_sync_batchnorm(model)
     elif recipe.sync_bn and process.world_size > 1 and process.primary:
         print(f"SyncBN does not exist on {process.device.type}: plain BatchNorm, each process with its own statistics")
-    return model.to(process.device, memory_format=memory_format(recipe)).train()
+    student = model if isinstance(model, SmpModel) else as_bssnet(model)
+    return student.to(process.device).to(memory_format=memory_format(recipe)).train()
 
 
-def create_criterion(model: nn.Module, recipe: Recipe, ignore_index: int) -> nn.Module:
+def create_criterion(model: nn.Module, recipe: Recipe, ignore_index: int) -> BSSNetLoss | PlainLoss:
     """The loss of a recipe: BSSNet's six, or cross-entropy for a network that gives plain logits.
 
     Raises:
@@ -129,7 +133,7 @@ def create_state(
         model: nn.Module,
         recipe: Recipe,
         iterations: int,
-        projections: nn.Module | None = None,
+        projections: nn.ModuleDict | None = None,
 ) -> TrainState:
     """Averaged weights, optimiser, schedule and gradient scaler of a model.
 
@@ -163,9 +167,9 @@ def wrap_model(state: TrainState, recipe: Recipe, process: Process) -> nn.Module
     """The model as it is called in training: with its projections, compiled, averaging gradients over processes."""
     model = state.model
     if state.projections is not None:
-        model = FeatureStudent(model, state.projections)
+        model = FeatureStudent(as_bssnet(model), state.projections)
     if recipe.compile:
-        model = torch.compile(model)
+        model = cast(nn.Module, torch.compile(model))  # torch's types speak of a function
     if process.world_size == 1:
         return model
     return DistributedDataParallel(model, device_ids=[process.device] if process.device.type == "cuda" else None)

@@ -72,8 +72,8 @@ def save_strip(
     """
     rows = []
     num_images = min(num_images, len(dataset))
-    for row in range(num_images):
-        index = row * len(dataset) // num_images
+    for number in range(num_images):
+        index = number * len(dataset) // num_images
         prediction = predict(model, dataset.files[index][0], size)
         classes = dataset.classes
         pictures = [prediction.image]

@@ -83,7 +83,7 @@ class Recipe:
     checkpoint_every: int = option(100, "iterations between checkpoints to resume from")
     validate_every: int = option(1, "epochs between validations")
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         if (self.epochs > 0) == (self.iterations > 0) or min(self.epochs, self.iterations) < 0:
             raise ValueError("a recipe has either epochs or iterations, 1 or more of them, got "
                              f"epochs={self.epochs} and iterations={self.iterations}")
@@ -149,8 +149,9 @@ def load_recipe(name: str | os.PathLike) -> Recipe:
     if name in RECIPES:
         return RECIPES[name]
     try:
-        values = yaml.safe_load(Path(name).read_text())
-        return Recipe(**{k: tuple(v) if isinstance(v, list) else v for k, v in values.items()})
+        saved = yaml.safe_load(Path(name).read_text())
+        values: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in saved.items()}
+        return Recipe(**values)
     except OSError:
         raise ValueError(f"no recipe '{name}': there is {', '.join(RECIPES)}, or give a recipe.yaml") from None
     except (yaml.YAMLError, TypeError, AttributeError, UnicodeDecodeError) as error:

@@ -4,6 +4,7 @@ from pathlib import Path
 
 from ..data.datasets import dataset_classes
 from ..models import BSSNet, create_trained_model
+from ..models.bssnet import as_bssnet
 from ..models.checkpoints import checkpoint_num_classes, read_checkpoint
 from .recipes import Recipe, load_recipe, save_recipe
 
@@ -62,10 +63,10 @@ def trained_model(name: str | None = None, checkpoint: str | None = None, data: 
         data: ``KIND:DIR`` that it was trained on, for names and colours; None for what its run says.
     """
     recipe = run_recipe(checkpoint)
-    model = create_trained_model(
-        name or (recipe.model if recipe else "bssnet_t"), checkpoint,
-        checkpoint and checkpoint_num_classes(read_checkpoint(checkpoint)))
-    data = data or (recipe and recipe.data)
+    num_classes = checkpoint_num_classes(read_checkpoint(checkpoint)) if checkpoint else None
+    model = as_bssnet(create_trained_model(
+        name or (recipe.model if recipe else "bssnet_t"), checkpoint, num_classes))
+    data = data or (recipe.data if recipe else None)
     if checkpoint and data:
         classes = dataset_classes(data)
         model.pretrained_cfg.update(tag=None, label_names=classes.names, label_descriptions=dict(

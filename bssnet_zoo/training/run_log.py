@@ -2,12 +2,17 @@
 import sys
 import time
 from collections.abc import Sequence
+from contextlib import suppress
 from datetime import timedelta
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from tqdm import tqdm
 
 from ..files import atomic_path
+
+if TYPE_CHECKING:
+    from torch.utils.tensorboard import SummaryWriter as Board
 
 __all__ = ["CsvLog", "RunLog"]
 
@@ -69,15 +74,14 @@ class RunLog:
         names = [name.replace(",", " ") for name in class_names]
         self.val_columns = ["miou", "pixel_accuracy", "boundary_f1", *names]
         self.val = CsvLog(folder / "val.csv", ["iteration", *self.val_columns], keep=start)
-        try:
+        self.board: Board | None = None
+        with suppress(ImportError):
             from torch.utils.tensorboard import SummaryWriter
             self.board = SummaryWriter(str(folder), purge_step=start + 1)
-        except ImportError:
-            self.board = None
         self.total = total
         self.batch_size = batch_size
-        self.miou = None
-        self.seconds = None
+        self.miou: float | None = None
+        self.seconds: float | None = None
         self.bar = tqdm(total=total, initial=start, unit="it", dynamic_ncols=True, disable=not sys.stderr.isatty())
         self.resume_clock()
 
@@ -98,7 +102,7 @@ class RunLog:
         values = [epoch, lr, *losses, images_per_second, eta]
         self.log.write(iteration, values)
         self._to_board("train", self.columns, values, iteration)
-        miou = {} if self.miou is None else {"mIoU": f"{100 * self.miou:.2f}"}
+        miou: dict[str, str] = {} if self.miou is None else {"mIoU": f"{100 * self.miou:.2f}"}
         self.bar.set_postfix({"loss": f"{losses[0]:.3f}", **miou}, refresh=False)
         self.bar.update()
         if self.bar.disable and (iteration % LINE_EVERY == 0 or iteration == self.total):

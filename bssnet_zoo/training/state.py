@@ -33,7 +33,7 @@ class TrainState:
     optimizer: torch.optim.Optimizer
     scheduler: Scheduler
     scaler: torch.amp.GradScaler
-    projections: nn.Module | None = None
+    projections: nn.ModuleDict | None = None
     iteration: int = 0
     best: float = -1.
 
