@@ -178,7 +178,7 @@ def test_refused(folder, options, message):
 
 
 class TestCommand:
-    def test_of_a_run(self, folder, tmp_path, capsys):
+    def test_of_a_run(self, folder, tmp_path, capsys, caplog):
         """A checkpoint in a run folder brings model, data, split and size along."""
         recipe = RECIPES["camvid_480x360"].with_options(data=folder, val_split="val", val_size=(64, 128))
         save_recipe(recipe, tmp_path / "recipe.yaml")
@@ -186,7 +186,9 @@ class TestCommand:
         torch.save(model.state_dict(), tmp_path / "best.pth")
         assert cli.main(["eval", "--checkpoint", str(tmp_path / "best.pth"), "--workers", "0"]) == 0
         expected = evaluate(model, open_dataset(folder, "val", EvalTransform((64, 128))), workers=0)
-        assert f"mIoU             {100 * expected.miou:7.3f}" in capsys.readouterr().out
+        out = capsys.readouterr().out
+        assert out.startswith(f"{folder}, split val\n") and f"mIoU             {100 * expected.miou:7.3f}" in out
+        assert "best.pth was trained on trainval, and val is part of it" in caplog.text
 
     @pytest.mark.parametrize("args, message", [
         (["--model", "bssnet_t"], "say what to evaluate on: --data camvid:DIR"),

@@ -18,7 +18,8 @@ from torch import nn
 from torchvision.transforms.v2 import functional as TF
 
 import bssnet_zoo
-from bssnet_zoo import cli
+from bssnet_zoo import Predictor, cli
+from bssnet_zoo.data import CAMVID, ClassInfo
 from bssnet_zoo.data.images import load_image
 from bssnet_zoo.deployment import export
 from bssnet_zoo.deployment.export import FORMATS, export_model
@@ -29,6 +30,7 @@ onnx, openvino = pytest.importorskip("onnx"), pytest.importorskip("openvino")
 
 PAGE = (Path(__file__).parents[1] / "docs" / "deploy.md").read_text()
 SIZE = (97, 140)
+CAMVID_CLASSES = ClassInfo(CAMVID.names, CAMVID.palette)
 FORMAT_PARAMS = [pytest.param(name, marks=pytest.mark.slow) if name == "openvino" else name for name in FORMATS]
 ANY_SIZE = {"exported-program": [(513, 600), (576, 513)]}  # others: from 64 on, odd and even at every level
 
@@ -94,6 +96,41 @@ def test_labels_of_8_bit_images(exported, format):
     assert labels.shape == (1, *SIZE) and labels.dtype == torch.uint8
     assert (labels == expected).float().mean() > 0.999 and len(labels.unique()) > 4
     assert torch.equal(file(normalized(images)).argmax(1), labels.long())  # as `evaluate` asks
+
+
+@pytest.mark.parametrize("format", FORMAT_PARAMS)
+def test_predictor_of_a_file(exported, format):
+    model, file, path = exported("bssnet_t", format, size=SIZE)
+    predictor = Predictor(path, precision="float32")
+    assert predictor.size == list(SIZE) and predictor.runner.classes == file.classes == CAMVID_CLASSES
+    expected = bssnet_zoo.predict(model, STREET, size=SIZE)
+    assert (predictor(STREET).labels == expected.labels).mean() > 0.9999
+    assert len(predictor.batch([STREET, STREET])) == 2  # one by one
+    with pytest.raises(ValueError, match="takes images of 97x140 only: leave out the size"):
+        Predictor(path, size=128)
+    for options, message in ((dict(backend="deploy"), "is run by the library that it is for"),
+                             (dict(device="meta"), "device 'meta' is unknown or not there")):
+        with pytest.raises(ValueError, match=message):
+            Predictor(path, **options)
+
+
+def test_predictor_of_a_file_for_any_size(exported):
+    model, _, path = exported("bssnet_t", "torchscript")
+    predictor = Predictor(path)
+    assert predictor.size == [360]  # what the weights were made for
+    with pytest.raises(ValueError, match="computes in float32, not in bfloat16: export it in that precision"):
+        Predictor(path, precision="bfloat16")
+    tiny = np.array(Image.open(STREET).resize((40, 20)))
+    assert Predictor(path, size="full")(tiny).labels.shape == (20, 40)
+
+
+def test_predictor_of_a_file_that_ends_in_labels(exported):
+    model, _, path = exported("bssnet_t", "onnx", size=SIZE, labels=True, normalize=True)
+    expected = bssnet_zoo.predict(model, STREET, size=SIZE)
+    found = Predictor(path)(STREET)
+    assert found.labels.shape == (360, 480) and (found.labels == expected.labels).mean() > 0.95  # nearest, not bilinear
+    with pytest.raises(ValueError, match="this file ends in labels"):
+        Predictor(path)(STREET, probabilities=True)
 
 
 def test_labels_hold_no_full_size_logits(exported):
@@ -174,8 +211,8 @@ def test_says_what_it_is(exported, format):
     assert said.pop("std") == pytest.approx(model.pretrained_cfg["std"])
     assert said == {
         "model": "bssnet_t.camvid", "class_names": list(classes.names), "palette": list(classes.hex_palette),
-        "size": list(SIZE), "trained_size": [360, 480], "precision": "float32", "labels": True, "normalize": True, "raw": False,
-        "bssnet_zoo": bssnet_zoo.__version__}
+        "size": list(SIZE), "trained_size": [360, 480], "precision": "float32", "labels": True, "normalize": True,
+        "raw": False, "bssnet_zoo": bssnet_zoo.__version__}
     if format == "onnx":
         onnx_model = onnx.load(path)
         onnx.checker.check_model(onnx_model, full_check=True)

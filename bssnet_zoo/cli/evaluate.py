@@ -1,9 +1,10 @@
 """``bssnet-zoo eval``"""
 import argparse
+import logging
 
 import torch
 
-from ..data.datasets import default_split, open_dataset
+from ..data.datasets import SPLITS, default_split, open_dataset
 from ..data.transforms import EvalTransform
 from ..deployment.exported import ExportedModel, is_exported
 from ..device import PRECISIONS
@@ -12,6 +13,8 @@ from ..evaluation.accuracy import evaluate
 from ..models.smp import create_network
 from ..training.run_folder import run_recipe
 from .options import Verbs, height_and_width, image_size
+
+_logger = logging.getLogger(__name__)
 
 
 def add_parser(verbs: Verbs) -> None:
@@ -52,6 +55,9 @@ def run(args: argparse.Namespace) -> int:
     model_name = args.model or (recipe.model if recipe else "bssnet_t")
     process = init_process("cpu" if exported else args.device)
     dataset = open_dataset(data, split, EvalTransform(size=size))
+    if recipe and recipe.data == data and set(SPLITS[split]) & set(SPLITS[recipe.train_split]):
+        _logger.warning("%s was trained on %s, and %s is part of it: this is no measure of other images",
+                        args.checkpoint, recipe.train_split, split)
     model = exported or create_network(
         model_name, len(dataset.classes.names), args.checkpoint, weighted=recipe is None or recipe.weighted)
     result = evaluate(
@@ -60,5 +66,6 @@ def run(args: argparse.Namespace) -> int:
         precision=args.precision, workers=args.workers, save_dir=args.save_dir, process=process, progress=True)
     end_process()
     if process.primary:
+        print(f"{data}, split {split}")
         print(result)
     return 0

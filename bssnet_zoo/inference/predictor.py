@@ -11,7 +11,6 @@ from torch import nn
 from torchvision.transforms.v2 import functional as TF
 
 from ..data.images import ImageLike, read_image
-from ..models.bssnet import MIN_SIZE
 from ..models.classes import unnamed_classes
 from .overlap import ahead
 from .prediction import Prediction
@@ -26,7 +25,7 @@ Size = int | Sequence[int] | Literal["full"] | None
 
 
 class Prepared(NamedTuple):
-    """An image, and what the network sees of it: normalised (1, 3, h, w), at least `MIN_SIZE` high and wide."""
+    """An image, and what the network sees of it: normalised (1, 3, h, w), of which ``seen`` is the image."""
 
     picture: Image.Image
     images: torch.Tensor
@@ -142,7 +141,7 @@ class Predictor:
         images = TF.normalize(
             rgb.float(), [scale * x for x in self.runner.mean], [scale * x for x in self.runner.std])
         height, width = rgb.shape[-2:]
-        padding = (0, max(0, MIN_SIZE - width), 0, max(0, MIN_SIZE - height))
+        padding = (0, max(0, self.runner.min_size - width), 0, max(0, self.runner.min_size - height))
         if any(padding):
             images = F.pad(images, padding, mode="replicate")
         return Prepared(picture, images[None], (height, width))

@@ -18,10 +18,12 @@ from ..deployment.openvino import OpenVINOModel
 from ..deployment.rewrites import deploy, is_deployed
 from ..device import PRECISIONS, has_bfloat16, parse_device
 from ..models import BSSNet, open_model
+from ..models.bssnet import MIN_SIZE
 from ..models.classes import class_info
 
 __all__ = ["BACKENDS", "Runner", "create_runner", "evaluating"]
 
+ANY_SIZE_FROM = 64  # height and width, of a file for any size
 BACKENDS = ("auto", "openvino", "deploy", "eager")
 
 Run = Callable[[torch.Tensor], torch.Tensor]
@@ -43,6 +45,7 @@ class Runner:
         size: What its weights were made for: [shorter side], or [height, width] of a file that takes nothing else; None
             if it doesn't say.
         fixed: It takes images of that size only, one at a time.
+        min_size: Height and width that it takes at least.
     """
 
     run: Run
@@ -54,6 +57,7 @@ class Runner:
     device: torch.device
     size: list[int] | None
     fixed: bool = False
+    min_size: int = MIN_SIZE
 
 
 @contextmanager
@@ -116,6 +120,7 @@ def _file_runner(path: Path, device: str | torch.device | None, precision: str |
         device=device,
         size=exported.size or trained_size,
         fixed=exported.size is not None,
+        min_size=0 if exported.size else ANY_SIZE_FROM,
     )
 
 

@@ -1,0 +1,180 @@
+"""`Predictor`: what it prepares, what runs, and that every way gives the same answers."""
+import threading
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from safetensors.torch import save_file
+
+import bssnet_zoo
+from bssnet_zoo import Predictor
+from bssnet_zoo.inference.overlap import ahead
+from bssnet_zoo.models.weights import ASSETS
+
+STREET = ASSETS / "street.png"
+BACKENDS = [("openvino", "float32"), ("deploy", "float32"), ("eager", None)]
+
+
+@pytest.fixture(scope="module")
+def model():
+    return bssnet_zoo.create_model("bssnet_t", pretrained=True).train()
+
+
+@pytest.fixture(scope="module")
+def expected(model):
+    return bssnet_zoo.predict(model, STREET, size=128).labels
+
+
+@pytest.fixture(scope="module")
+def predictors(model):
+    """A predictor for each backend, at a quarter of the street's pixels and less."""
+    return {backend: Predictor(model, backend=backend, precision=precision, size=128)
+            for backend, precision in BACKENDS}
+
+
+def images():
+    """Four images, two sizes: the second and third are alike in size."""
+    street = np.array(Image.open(STREET))
+    return [street[:300], street, street[:, ::-1].copy(), street[:300, ::-1].copy()]
+
+
+@pytest.mark.parametrize("backend", ["openvino", "deploy", "eager"])
+class TestBackends:
+    def test_same_labels(self, predictors, expected, backend):
+        assert (predictors[backend](STREET).labels == expected).mean() > 0.9999
+
+    def test_batch_and_stream(self, predictors, backend):
+        predictor = predictors[backend]
+        one_by_one = [predictor(image) for image in images()]
+        for found in (predictor.batch(images()), list(predictor.stream(images()))):
+            for a, b in zip(found, one_by_one, strict=True):
+                assert a.labels.shape == b.labels.shape and (a.labels == b.labels).mean() > 0.9999
+                assert np.array_equal(a.image, b.image)
+
+    def test_probabilities(self, predictors, backend):
+        prediction = predictors[backend](STREET, probabilities=True)
+        assert prediction.probabilities.shape == (11, 360, 480)
+        assert np.allclose(prediction.probabilities.sum(0), 1, atol=1e-5)
+        assert (prediction.probabilities.argmax(0) == prediction.labels).mean() > 0.9999
+
+    def test_repr_says_what_runs(self, predictors, backend):
+        assert repr(predictors[backend]) == f"Predictor(backend={backend}, precision=float32, device=cpu, size=128)"
+
+
+@pytest.mark.parametrize("backend", ["openvino", "deploy"])
+def test_bfloat16(model, expected, backend):
+    predictor = Predictor(model, backend=backend, precision="bfloat16", size=128)
+    assert predictor.runner.precision == "bfloat16"
+    assert (predictor(STREET).labels == expected).mean() > 0.97
+
+
+def test_batches_run_as_one(model, monkeypatch):
+    predictor = Predictor(model, backend="eager", size=64)
+    shapes = []
+    forward = model.forward_features
+    monkeypatch.setattr(model, "forward_features", lambda x: shapes.append(tuple(x.shape)) or forward(x))
+    predictor.batch(images())
+    assert [shape[0] for shape in shapes] == [1, 2, 1]
+
+
+def test_the_model_is_left_as_it_is(model):
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    for backend, precision in (("deploy", "bfloat16"), ("openvino", "float32"), ("eager", None)):
+        Predictor(model, backend=backend, precision=precision, size=64)(STREET)
+    deployed = bssnet_zoo.deploy(model)
+    Predictor(deployed, backend="deploy", precision="bfloat16", size=64)(STREET)
+    assert model.training and all(torch.equal(before[name], tensor) for name, tensor in model.state_dict().items())
+    assert next(deployed.parameters()).dtype == torch.float32
+
+
+class TestAuto:
+    def test_openvino_where_it_is_installed(self, model, monkeypatch):
+        assert Predictor(model, size=64).runner.backend == "openvino"
+        monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+        assert Predictor(model, size=64).runner.backend == "deploy"
+
+    def test_precision(self, model, monkeypatch):
+        for has, precision in ((True, "bfloat16"), (False, "float32")):
+            monkeypatch.setattr("bssnet_zoo.inference.runner.has_bfloat16", lambda has=has: has)
+            assert Predictor(model, size=64).runner.precision == precision
+
+    def test_other_networks_run_as_they_are(self):
+        network = torch.nn.Conv2d(3, 5, 1)
+        predictor = Predictor(network)
+        assert predictor.runner.backend == "eager" and predictor.size is None
+        prediction = predictor(np.zeros((40, 50, 3), np.uint8))
+        assert prediction.labels.shape == (40, 50) and prediction.class_names[4] == "class_4"
+        summed = bssnet_zoo.create_model("bssnet_t", weighted=False)
+        assert Predictor(summed, size=64).runner.backend == "eager"
+
+
+@pytest.mark.parametrize(("size", "seen"), [
+    (None, (360, 480)), ("full", (300, 400)), (90, (90, 120)), ((60, 100), (60, 100)), (np.int64(60), (60, 80)),
+    ([50, 50], (50, 50)), (10, (10, 13)),
+])
+def test_size(model, size, seen):
+    predictor = Predictor(model, backend="eager", size=size)
+    prepared = predictor.prepare(np.zeros((300, 400, 3), np.uint8))
+    assert prepared.seen == seen
+    assert tuple(prepared.images.shape[2:]) == tuple(max(32, side) for side in seen)
+
+
+@pytest.mark.parametrize("architecture", ["bssnet_t", "bssnet_b"])
+def test_checkpoint_tells_the_model(tmp_path, architecture):
+    model = bssnet_zoo.create_model(architecture, num_classes=4, aux_heads=True)
+    save_file(model.state_dict(), tmp_path / "mine.safetensors")
+    predictor = Predictor(tmp_path / "mine.safetensors", backend="deploy", precision="float32", size=64)
+    expected = bssnet_zoo.predict(model, STREET, size=64)
+    assert predictor.runner.classes.names == tuple(f"class_{i}" for i in range(4))
+    assert (predictor(STREET).labels == expected.labels).mean() > 0.9999
+
+
+@pytest.mark.parametrize(("arguments", "message"), [
+    (dict(backend="tpu"), "unknown backend 'tpu': there are auto, openvino, deploy, eager"),
+    (dict(precision="int4"), "precision must be float32, bfloat16, float16, got 'int4'"),
+    (dict(device="warp"), "device 'warp' is unknown or not there"),
+    (dict(size="big"), "size must be the shorter side or .* or 'full', got 'big'"),
+    (dict(backend="openvino", precision="float16"), "for the CPU, in float32 or bfloat16: take 'deploy'"),
+    (dict(backend="eager", precision="bfloat16"), "runs the model as it is, float32 on cpu"),
+    (dict(model=torch.nn.Conv2d(3, 5, 1), backend="deploy"), "takes a BSSNet that fuses by UMF, got Conv2d"),
+    (dict(model="bssnet_x"), "unknown model 'bssnet_x'"),
+    (dict(model="none.safetensors"), "checkpoint not found: none.safetensors"),
+    (dict(model="none.onnx"), "exported file not found: none.onnx"),
+    (dict(model="bssnet_t.pidnet_in1k"), "has no trained classifier"),
+])
+def test_errors(model, arguments, message):
+    with pytest.raises((ValueError, FileNotFoundError), match=message) as error:
+        Predictor(arguments.pop("model", model), **arguments)
+    assert "\n" not in str(error.value)
+
+
+class TestAhead:
+    def test_order_and_bound(self):
+        taken = []
+
+        def items():
+            for i in range(6):
+                taken.append(i)
+                yield i
+
+        results = ahead(lambda i: i * i, items(), number=2)
+        assert next(results) == 0
+        assert len(taken) <= 4  # the one given out, two ahead and, maybe, one just begun
+        assert list(results) == [1, 4, 9, 16, 25]
+
+    def test_runs_in_a_thread_while_the_caller_works(self):
+        results = ahead(lambda i: threading.current_thread(), range(3))
+        assert all(thread is not threading.main_thread() for thread in results)
+
+    def test_errors_come_in_their_turn(self):
+        results = ahead(lambda i: 1 / i, [1, 0, 2])
+        assert next(results) == 1
+        with pytest.raises(ZeroDivisionError):
+            next(results)
+
+    def test_can_be_left(self):
+        threads = threading.active_count()
+        for _ in ahead(lambda i: i, iter(int, 1)):
+            break
+        assert threading.active_count() <= threads + 1
