@@ -6,11 +6,13 @@ import huggingface_hub
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 sys.path.insert(0, str(Path(__file__).parent / "golden"))
 import fill  # noqa: E402
 
 import bssnet_zoo  # noqa: E402
+from bssnet_zoo.training import Recipe, train  # noqa: E402
 
 GOLDEN = Path(__file__).parent / "golden"
 SHARED = Path(__file__).parents[2] / "shared"
@@ -52,6 +54,41 @@ def published(tmp_path_factory):
         return file
 
     return path
+
+
+def write_folder(root: Path, train: int, val: int) -> str:
+    """A data set of coloured rectangles, 64x96: what a class looks like is its colour."""
+    rng = np.random.default_rng(0)
+    for split, count in (("train", train), ("val", val)):
+        for i in range(count):
+            mask = np.zeros((64, 96), np.uint8)
+            mask[rng.integers(20, 44):] = 1
+            left = rng.integers(0, 60)
+            mask[20:50, left:left + 30] = 2
+            mask[:2] = 255
+            image = np.array([(40, 80, 160), (90, 90, 90), (200, 60, 40)])[np.minimum(mask, 2)]
+            image = np.clip(image + rng.normal(0, 10, image.shape), 0, 255).astype(np.uint8)
+            for folder, array in (("images", image), ("masks", mask)):
+                (root / folder / split).mkdir(parents=True, exist_ok=True)
+                Image.fromarray(array).save(root / folder / split / f"{i}.png")
+    (root / "dataset.yaml").write_text("classes: [sky, road, car]\n")
+    return f"folder:{root}"
+
+
+@pytest.fixture(scope="session")
+def tiny_recipe(tmp_path_factory) -> Recipe:
+    """Four iterations an epoch, of a kind that runs in a fraction of a second."""
+    data = write_folder(tmp_path_factory.mktemp("data"), train=16, val=2)
+    return Recipe(
+        data=data, base_size=(64, 96), crop_size=(64, 96), epochs=2, batch_size=4, opt="sgd", lr=0.005, ema_decay=0.9,
+        workers=0, checkpoint_every=100, validate_every=2, device="cpu")
+
+
+@pytest.fixture(scope="session")
+def finished(tiny_recipe, tmp_path_factory):
+    """An uninterrupted run."""
+    folder = tmp_path_factory.mktemp("runs") / "straight"
+    return folder, train(tiny_recipe, folder)
 
 
 @pytest.fixture(autouse=True)

@@ -10,10 +10,10 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from conftest import write_folder
 from PIL import Image
 from safetensors.torch import save_file
 from test_pretrained import STREET
-from test_train import write_folder
 from torch import nn
 from torchvision.transforms.v2 import functional as TF
 

@@ -4,6 +4,7 @@ import logging
 
 import torch
 
+from ..data.check import check_dataset
 from ..data.datasets import SPLITS, default_split, open_dataset
 from ..data.transforms import EvalTransform
 from ..deployment.exported import ExportedModel, is_exported
@@ -55,6 +56,8 @@ def run(args: argparse.Namespace) -> int:
     model_name = args.model or (recipe.model if recipe else "bssnet_t")
     process = init_process("cpu" if exported else args.device)
     dataset = open_dataset(data, split, EvalTransform(size=size))
+    if process.primary:
+        check_dataset(dataset)
     if recipe and recipe.data == data and set(SPLITS[split]) & set(SPLITS[recipe.train_split]):
         _logger.warning("%s was trained on %s, and %s is part of it: this is no measure of other images",
                         args.checkpoint, recipe.train_split, split)

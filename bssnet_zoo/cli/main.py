@@ -1,8 +1,11 @@
 """The parser of all verbs, and what an error does to the exit status."""
 import argparse
 import logging
+import signal
 import sys
+import threading
 from collections.abc import Sequence
+from types import FrameType
 from typing import NoReturn
 
 from ..version import __version__
@@ -10,6 +13,8 @@ from . import bench, convert, data, evaluate, export, predict, publish, train, v
 from . import list as list_
 
 __all__ = ["build_parser", "main"]
+
+_logger = logging.getLogger(__name__)
 
 VERBS = (predict, list_, convert, data, train, evaluate, bench, export, publish, verify)
 
@@ -34,7 +39,14 @@ def build_parser() -> argparse.ArgumentParser:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Runs the command line. Returns the exit status: 0, 1 if some input failed, 2 if nothing could be done."""
+    """Runs the command line.
+
+    Returns:
+        The exit status: 0; 1 if some input failed; 2 if nothing could be done; 3 for an error that nobody thought of;
+        130 after Ctrl-C.
+    """
+    if threading.current_thread() is threading.main_thread():  # Python allows handlers nowhere else
+        signal.signal(signal.SIGTERM, _end)  # so that temporary files are removed
     try:
         args = build_parser().parse_args(argv)
         logging.basicConfig(level=logging.INFO if args.verbose else logging.WARNING, format="%(message)s")
@@ -42,3 +54,15 @@ def main(argv: Sequence[str] | None = None) -> int:
     except (ValueError, RuntimeError, OSError) as error:
         print(f"bssnet-zoo: error: {error}", file=sys.stderr)
         return 2
+    except KeyboardInterrupt:
+        print("bssnet-zoo: interrupted", file=sys.stderr)
+        return 130
+    except Exception as error:
+        _logger.info("", exc_info=True)
+        reason = " ".join(f"{type(error).__name__}: {error}".split())
+        print(f"bssnet-zoo: error: {reason}. Please report it; 'bssnet-zoo -v' shows the traceback", file=sys.stderr)
+        return 3
+
+
+def _end(number: int, frame: FrameType | None) -> NoReturn:
+    raise SystemExit(128 + number)

@@ -30,6 +30,7 @@ def add_parser(verbs: Verbs) -> None:
                         "installed (default: %(default)s)")
     parser.add_argument("--precision", choices=PRECISIONS, help="default: bfloat16 on a CPU that has it, else float32")
     parser.add_argument("--device", help="cpu, cuda, cuda:1, mps ... (default: cuda or mps if there is one)")
+    parser.add_argument("--overwrite", action="store_true", help="replace files in DIR that 'predict' did not write")
     parser.set_defaults(run=run)
 
 
@@ -46,6 +47,6 @@ def run(args: argparse.Namespace) -> int:
     predictor = Predictor(model, args.device, args.precision, args.backend, args.size)
     if predictor.runner.device.type == "cpu":
         keep_freed_memory()
-    summary = predict_files(predictor, args.images, args.out)
+    summary = predict_files(predictor, args.images, args.out, args.overwrite)
     print(summary)
     return 1 if summary.failed else 0

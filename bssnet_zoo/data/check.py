@@ -1,4 +1,5 @@
 """Look at every file of a data set once, before hours are spent on it."""
+import hashlib
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -6,11 +7,13 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
+from .classes import IGNORE_INDEX
 from .datasets import UNKNOWN, SegmentationDataset, ranges, read_label
 
-__all__ = ["FileScan", "check_dataset", "scan_files"]
+__all__ = ["FileScan", "check_dataset", "fingerprint", "missing_classes", "scan_files"]
 
 SHOWN = 3
+ORIENTATION = 0x0112
 
 
 @dataclass(frozen=True)
@@ -35,6 +38,8 @@ def _scan(pair: tuple[Path, Path]) -> FileScan:
     try:
         with Image.open(pair[0]) as image:
             size = (image.height, image.width)
+            if image.getexif().get(ORIENTATION, 1) >= 5:  # shown turned by 90 degrees, and read so
+                size = size[::-1]
         label = read_label(pair[1])
     except (OSError, RuntimeError, ValueError) as error:
         return FileScan(*pair, error=str(error))
@@ -68,6 +73,30 @@ def check_dataset(dataset: SegmentationDataset) -> list[FileScan]:
     if any(problems):
         raise ValueError("\n  ".join([f"the data set of {len(dataset)} images has problems:", *filter(None, problems)]))
     return scans
+
+
+def fingerprint(dataset: SegmentationDataset) -> str:
+    """A hash of the names and sizes of all files, in order: it changes if a file comes, goes or is edited."""
+    digest = hashlib.sha256()
+    for pair in dataset.files:
+        for path in pair:
+            digest.update(f"{path.name} {path.stat().st_size if path.is_file() else None}\n".encode())
+    return digest.hexdigest()
+
+
+def missing_classes(dataset: SegmentationDataset, scans: list[FileScan], split: str) -> list[str]:
+    """A line for each thing that is allowed and hardly meant: a class without a pixel, masks that are ignored whole."""
+    counts = np.stack([scan.counts for scan in scans])
+    pixels = np.bincount(dataset.id_table, counts.sum(0), minlength=256)
+    lines = [f"'{name}' has no pixel in {split}" for i, name in enumerate(dataset.classes.names) if not pixels[i]]
+    if lines and counts[:, IGNORE_INDEX].any() and dataset.id_table[IGNORE_INDEX] == IGNORE_INDEX:
+        lines.append("255 in the masks is ignored; if it is a class, as in masks of 0 and 255, say so in dataset.yaml: "
+                     "id_map: {0: 0, 255: 1}")
+    ignored = [scan.label_path for scan, row in zip(scans, counts, strict=True)
+               if not row[dataset.id_table != IGNORE_INDEX].any()]
+    if ignored:
+        lines.append(_line(f"masks in {split} are ignored as a whole", ignored))
+    return lines
 
 
 def _line(problem: str, items: list) -> str:

@@ -1,4 +1,5 @@
 """Folders of images and class masks as a PyTorch data set."""
+import os
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,10 +12,10 @@ from PIL import Image
 from torch import Tensor
 from torch.utils.data import Dataset
 from torchvision import datasets as torchvision_datasets
-from torchvision.transforms.v2 import functional as F
 
 from . import transforms
 from .classes import CAMVID, CITYSCAPES, IGNORE_INDEX, ClassInfo, default_palette
+from .images import read_image as read_rgb
 
 __all__ = ["SPLITS", "SegmentationDataset", "open_dataset", "read_image", "read_label"]
 
@@ -71,7 +72,7 @@ class SegmentationDataset(Dataset[tuple[Tensor, Tensor]]):
         files: Pairs of image and label file. Labels are PNGs: 8-bit grey, palette, or 1-bit.
         classes: Names and colours of the classes, at most 254.
         id_map: Value in the label files -> class id, or 255 to ignore. By default the values are class ids.
-            255 itself is always ignored; a value that isn't listed is an error.
+            255 itself is ignored unless it is listed; any other value that isn't listed is an error.
         transform: Called as ``transform(image, label, rng)``.
         seed: Seed of the augmentation.
         unpaired: Label files without an image, for ``check_dataset`` to report.
@@ -176,7 +177,8 @@ def open_dataset(
       have ``palette`` (a list of [r, g, b]), ``ignore_index`` (a value in the masks, 255 by default) and ``id_map``
       (value in the masks: class id, or 255 to ignore).
 
-    Images are png, jpg or webp files, labels are png files; sub-folders are searched. 255 is ignored everywhere.
+    Images are png, jpg or webp files, labels are png files; sub-folders are searched. 255 is ignored everywhere,
+    unless a ``folder``'s ``id_map`` gives it a class.
 
     Args:
         spec: ``"kind:DIR"``, or ``"DIR"`` to find out the kind from the folders in it.
@@ -279,12 +281,21 @@ def _pairs(image_dir: Path, label_dir: Path, suffixes: Sequence[str]) -> tuple[l
 
 
 def _by_name(folder: Path, suffixes: Sequence[str]) -> dict[str, Path]:
-    """Files below a folder by their path in it without the suffix, sorted; hidden files are left out."""
-    paths = (path for path in sorted(folder.rglob("*")) if path.suffix.lower() in suffixes)
-    return {
-        path.relative_to(folder).with_suffix("").as_posix(): path
-        for path in paths if not path.name.startswith(".")
-    }
+    """Files below a folder by their path in it without the suffix, sorted; hidden files are left out.
+
+    Raises:
+        ValueError: Two files have the same name but for the suffix.
+        OSError: The folder can't be read.
+    """
+    os.scandir(folder).close()  # rglob takes an unreadable folder for an empty one
+    found: dict[str, Path] = {}
+    for path in sorted(folder.rglob("*")):
+        if path.suffix.lower() in suffixes and not path.name.startswith("."):
+            name = path.relative_to(folder).with_suffix("").as_posix()
+            if name in found:
+                raise ValueError(f"{found[name]} and {path.name} have the same name: which one belongs to its mask?")
+            found[name] = path
+    return found
 
 
 def _read_yaml(path: Path) -> tuple[ClassInfo, IdMap]:
@@ -303,16 +314,24 @@ def _parse(content: Any) -> tuple[ClassInfo, IdMap]:
         if not isinstance(value, types.get(key, ())):
             raise ValueError(f"{key} is {value!r}; known are classes: [name, ...], palette: [[r, g, b], ...], "
                              "ignore_index: number and id_map: {value: id}")
+    odd = [name for name in content.get("classes", ()) if isinstance(name, bool) or not isinstance(name, (str, int))]
+    if odd:
+        raise ValueError(f"{odd[0]!r} among the classes is no name: YAML reads no, yes, on, off and null as values; "
+                         "write it in quotes")
     names = tuple(map(str, content.get("classes", ())))
+    if twice := sorted({name for name in names if names.count(name) > 1}):
+        raise ValueError(f"classes are named twice: {', '.join(twice)}")
     palette = tuple(map(tuple, content.get("palette", default_palette(len(names)))))
     if any(len(colour) != 3 or not all(channel in range(256) for channel in colour) for colour in palette):
         raise ValueError(f"palette is {palette}; three numbers 0-255 per class are needed")
     classes = ClassInfo(names, palette)
     id_map, ignored = content.get("id_map", _identity(classes)), content.get("ignore_index", IGNORE_INDEX)
-    if id_map.get(ignored, IGNORE_INDEX) != IGNORE_INDEX:
+    if "ignore_index" not in content and IGNORE_INDEX in id_map:
+        ignored = None  # 255 is a class, or named as ignored
+    if ignored is not None and id_map.get(ignored, IGNORE_INDEX) != IGNORE_INDEX:
         raise ValueError(f"ignore_index {ignored} stands for class id {id_map[ignored]} as well; "
                          "give an id_map without it")
-    id_map = {**id_map, ignored: IGNORE_INDEX}
+    id_map = id_map if ignored is None else {**id_map, ignored: IGNORE_INDEX}
     _id_table(id_map, len(names))  # says what is wrong with it, if anything
     return classes, id_map
 
@@ -332,16 +351,16 @@ def _id_table(id_map: IdMap, num_classes: int) -> np.ndarray:
 
 
 def read_image(path: Path) -> Tensor:
-    """Decode an image to uint8 (3, H, W); channels are last in memory, for a fast resize.
+    """Read an image as prediction does, to uint8 (3, H, W); channels are last in memory, for a fast resize.
 
     Raises:
         RuntimeError: The file can't be decoded.
     """
     try:
-        with Image.open(path) as image:
-            return F.pil_to_tensor(image.convert("RGB"))
-    except OSError as error:
+        image = read_rgb(path)
+    except (OSError, ValueError) as error:
         raise RuntimeError(f"{path}: can't be read ({error})") from error
+    return image if image.dtype == torch.uint8 else (255 * image).round().byte()
 
 
 def read_label(path: Path) -> np.ndarray:

@@ -3,14 +3,13 @@ import json
 import os
 import re
 import shutil
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import timm
 from huggingface_hub.utils import validate_repo_id
-from safetensors import safe_open
 from timm.models import get_pretrained_cfg, split_model_name_tag
 from timm.models._hub import save_config_for_hf
 
@@ -22,7 +21,9 @@ from ..inference.predictor import predict
 from ..models import BSSNet, convert_checkpoint, create_model, list_models, read_checkpoint
 from ..models.bssnet import as_bssnet
 from ..models.checkpoints import checkpoint_num_classes
+from ..models.notes import noted_classes, read_notes
 from ..models.weights import ASSETS, HUB_FILENAME, WEIGHTS, hub_id
+from ..training.recipes import parse_recipe
 from .model_card import Provenance, model_card
 
 __all__ = ["stage"]
@@ -53,25 +54,25 @@ def _zoo_provenance(name: str) -> Provenance:
 
 
 def _own_weights(checkpoint: Path, data: str | None, license: str | None) -> tuple[ClassInfo, Provenance]:
+    notes, found = read_notes(checkpoint), checkpoint_num_classes(read_checkpoint(checkpoint))
+    noted = noted_classes(notes, checkpoint)
+    if noted and data is None:
+        data = parse_recipe(notes["recipe"], checkpoint).data if "recipe" in notes else None
     if data is None:
         raise ValueError("say what the checkpoint was trained on, for the names and colours of its classes: data is "
                          "folder:DIR (where dataset.yaml has them), camvid:DIR, cityscapes:DIR or nightcity:DIR")
     if license is None:
         raise ValueError("say under which licence you publish the checkpoint: license is apache-2.0 or another one of "
                          "https://huggingface.co/docs/hub/repositories-licenses")
-    classes, found = dataset_classes(data), checkpoint_num_classes(read_checkpoint(checkpoint))
+    classes = noted or dataset_classes(data)
     if found != len(classes.names):
         raise ValueError(f"{checkpoint} has {found or 'no'} classes, {data} has {len(classes.names)}")
-    return classes, _own_provenance(checkpoint, data, license)
+    return classes, _own_provenance(notes, data, license)
 
 
-def _own_provenance(checkpoint: Path, data: str, license: str) -> Provenance:
+def _own_provenance(notes: Mapping[str, str], data: str, license: str) -> Provenance:
     kind, _, root = data.partition(":")
     dataset = DATASET_NAMES.get(kind) or Path(root).expanduser().resolve().name
-    notes: dict[str, str] = {}
-    if checkpoint.suffix == ".safetensors":  # bssnet-zoo train notes in it what it measured
-        with safe_open(checkpoint, "pt") as file:
-            notes = file.metadata() or {}
     size = [int(digits) for digits in re.findall(r"\d+", notes.get("size", ""))]
     return Provenance(
         dataset=dataset, dataset_id="-".join(dataset.lower().split()), data=f"{kind}:DIR",

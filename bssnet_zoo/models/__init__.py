@@ -4,6 +4,7 @@
 - `factory`: `create_model` and `list_models`.
 - `weights`: where pretrained weights come from; `verify` hashes them again.
 - `checkpoints`: files of any known naming; `widen` makes a B of a T.
+- `notes`: what a checkpoint says of itself.
 - `classes`: names and colours of a model's classes. `summary`: parameters and multiply-adds.
 - `smp`: networks of others on encoders of timm, to be teachers and peers.
 """

@@ -18,6 +18,7 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from ..files import atomic_path
+from .notes import read_notes
 
 if TYPE_CHECKING:
     from .bssnet import BSSNet
@@ -33,7 +34,8 @@ EMA_COPIES = ("state_dict_ema", "model_ema", "ema_state_dict")
 PLAIN_COPIES = ("state_dict", "model")
 WRAPPER_PREFIXES = ("_orig_mod.", "module.")
 READ_ERRORS = (  # what damaged files make of the readers
-    SafetensorError, RuntimeError, EOFError, OSError, ValueError, TypeError, LookupError, AttributeError, struct.error)
+    SafetensorError, pickle.UnpicklingError, RuntimeError, EOFError, OSError, ValueError, TypeError, LookupError,
+    AttributeError, struct.error)
 BOOKKEEPING = re.compile(r"(steps|n_averaged|data_preprocessor\..*)$")
 TRAINING_HEADS = ("border_head.", "spatial_head.", "fcn_heads.")
 TRUNK = ("stem.", "stages.")
@@ -149,8 +151,21 @@ def _unwrap(checkpoint: Any, source: object) -> StateDict:
         while name.startswith(WRAPPER_PREFIXES):
             name = name.split(".", 1)[1]
         if not BOOKKEEPING.match(name):
+            _check_tensor(name, tensor, source)
             state_dict[name] = tensor
     return state_dict
+
+
+def _check_tensor(name: str, tensor: torch.Tensor, source: object) -> None:
+    """Raises ValueError for values that no trained network has: they would give wrong answers without a word."""
+    if name.endswith("num_batches_tracked"):
+        return
+    if not tensor.is_floating_point():
+        raise ValueError(f"{source} is broken: {name} holds {tensor.dtype}, not floating point numbers")
+    if not tensor.isfinite().all():
+        raise ValueError(f"{source} is broken: {name} has values that are NaN or infinite")
+    if name.endswith("running_var") and (tensor < 0).any():
+        raise ValueError(f"{source} is broken: {name} has variances below 0")
 
 
 def _subtract_stem_biases(state_dict: StateDict) -> StateDict:
@@ -362,4 +377,4 @@ def convert_checkpoint(
             raise ValueError(
                 f"{source}: {name} has values up to {tensor.abs().max():g}, which {state_dict[name].dtype} can't hold")
     with atomic_path(target) as temporary:
-        save_file(state_dict, temporary, metadata={"format": "pt"})
+        save_file(state_dict, temporary, metadata={**read_notes(source), "format": "pt"})

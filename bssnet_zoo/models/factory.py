@@ -10,7 +10,7 @@ from torch import nn
 
 from .bssnet import as_bssnet
 from .checkpoints import checkpoint_architecture, checkpoint_num_classes, load_checkpoint, read_checkpoint
-from .weights import hub_file
+from .weights import checkpoint_config, hub_file
 
 __all__ = ["create_model", "create_trained_model", "list_models", "open_model"]
 
@@ -55,7 +55,8 @@ def create_model(
             ``local-dir:path``.
         pretrained: Load the weights of the tag (default ``camvid``, which is bundled).
         pretrained_cfg: A tag or a whole pretrained config, as in timm.
-        checkpoint_path: A checkpoint to load instead: ours, a published BSSNet, or a PIDNet trunk.
+        checkpoint_path: A checkpoint to load instead: ours, a published BSSNet, or a PIDNet trunk. It tells the class
+            count, unless you do; a file of ``bssnet-zoo train`` also the classes, the normalisation and the size.
         **kwargs: As in timm: ``num_classes``, ``in_chans``, ``features_only``, ``out_indices``, ``drop_rate``,
             ``pretrained_cfg_overlay``, ``cache_dir``, ``device``, ``dtype``; and ``aux_heads``.
 
@@ -72,9 +73,13 @@ def create_model(
     if checkpoint_path is not None and kwargs.get("features_only"):  # there is no whole model to load into afterwards
         overlay = {**(kwargs.pop("pretrained_cfg_overlay", None) or {}), "file": str(checkpoint_path)}
         return timm.create_model(model_name, True, pretrained_cfg, pretrained_cfg_overlay=overlay, **kwargs)
-    model = timm.create_model(model_name, pretrained=pretrained, pretrained_cfg=pretrained_cfg, **kwargs)
-    if checkpoint_path is not None:
-        load_checkpoint(as_bssnet(model), checkpoint_path)
+    if checkpoint_path is None:
+        return timm.create_model(model_name, pretrained=pretrained, pretrained_cfg=pretrained_cfg, **kwargs)
+    if kwargs.get("num_classes") is None:
+        kwargs["num_classes"] = checkpoint_num_classes(read_checkpoint(checkpoint_path))
+    model = as_bssnet(timm.create_model(model_name, pretrained=pretrained, pretrained_cfg=pretrained_cfg, **kwargs))
+    load_checkpoint(model, checkpoint_path)
+    model.pretrained_cfg.update(checkpoint_config(checkpoint_path, model.num_classes))
     return model
 
 
@@ -93,10 +98,8 @@ def create_trained_model(
     """
     if checkpoint_path is None and model_name.endswith(".pidnet_in1k"):
         raise ValueError(f"{model_name} has no trained classifier: it is a trunk to start training from")
-    if checkpoint_path is not None and num_classes is None:
-        num_classes = checkpoint_num_classes(read_checkpoint(checkpoint_path))
-        if num_classes is None:
-            raise ValueError(f"{checkpoint_path} has no trained classifier: it is a trunk to start training from")
+    if checkpoint_path is not None and checkpoint_num_classes(read_checkpoint(checkpoint_path)) is None:
+        raise ValueError(f"{checkpoint_path} has no trained classifier: it is a trunk to start training from")
     return create_model(
         model_name, pretrained=checkpoint_path is None, checkpoint_path=checkpoint_path, num_classes=num_classes,
         **kwargs)

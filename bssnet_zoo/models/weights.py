@@ -24,6 +24,7 @@ from timm.models._hub import check_cached_file, download_cached_file, hf_split
 
 from ..files import sha256
 from .checkpoints import checkpoint_num_classes, read_checkpoint
+from .notes import noted_config, read_notes
 
 __all__ = [
     "HUB_FILENAME",
@@ -31,6 +32,7 @@ __all__ = [
     "WEIGHTS",
     "Weights",
     "announced_sha256",
+    "checkpoint_config",
     "hub_error",
     "hub_file",
     "hub_id",
@@ -260,8 +262,24 @@ def resolve_pretrained(
     _logger.info("Loading weights of %s from %s", name, path)
     overlay["state_dict"] = read_checkpoint(path)
     num_classes = checkpoint_num_classes(overlay["state_dict"])
+    if cfg.file and num_classes is not None:
+        overlay = {**checkpoint_config(path, num_classes), **overlay}
     if num_classes not in (None, cfg.num_classes):
         overlay.setdefault("num_classes", num_classes)
         overlay.setdefault("label_names", None)
         overlay.setdefault("label_descriptions", None)
     return overlay
+
+
+def checkpoint_config(path: str | os.PathLike[str], num_classes: int) -> dict[str, Any]:
+    """What a checkpoint file says of itself, as entries of the pretrained config; nothing of one of our own weights.
+
+    Raises:
+        ValueError: It names another number of classes than it has, or makes no sense.
+    """
+    if any(weights.path.is_file() and sha256(path) == weights.sha256 for weights in WEIGHTS.values()):
+        return {}
+    config = noted_config(read_notes(path), path)
+    if config.get("num_classes", num_classes) != num_classes:
+        raise ValueError(f"{path} names {config['num_classes']} classes, the model has {num_classes}")
+    return config

@@ -3,6 +3,7 @@
 A run is a folder with ``recipe.yaml``, ``log.csv``, ``val.csv``, ``last.pth`` to go on from, ``best.safetensors`` and
 two pictures to look at. It can be killed at any moment and resumed without a difference in the result.
 """
+import json
 import math
 import os
 from collections.abc import Iterable
@@ -11,11 +12,12 @@ from itertools import islice
 from pathlib import Path
 
 import torch
+from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from timm.utils import distribute_bn
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
-from ..data.check import check_dataset
+from ..data.check import check_dataset, fingerprint, missing_classes
 from ..data.datasets import SegmentationDataset
 from ..data.sampler import TrainSampler
 from ..device import PRECISIONS, keep_freed_memory
@@ -24,6 +26,7 @@ from ..evaluation.accuracy import evaluate
 from ..losses.bssnet import BSSNetLoss, BSSNetLosses, PlainLoss
 from ..losses.resized import resize
 from ..models.bssnet import as_bssnet
+from ..models.notes import note_classes
 from .distillation import create_teacher, distillation_loss
 from .feature_distillation import create_feature_teacher, create_projections, feature_loss
 from .interrupt import StopRequest
@@ -34,6 +37,7 @@ from .parts import (
     open_datasets,
     train_batches,
     train_sampler,
+    warmup_iterations,
     wrap_model,
 )
 from .pictures import save_curve, save_strip
@@ -80,12 +84,28 @@ def train(
     if process.device.type == "cpu":
         keep_freed_memory()
     train_set, val_set = open_datasets(recipe)  # which refuses what can't work, before a folder is made
-    checkpoint = open_run_folder(Path(output), recipe, resume, process.primary)
-    if process.primary and not checkpoint.exists():
-        check_dataset(train_set)
-        check_dataset(val_set)
+    with open_run_folder(Path(output), recipe, resume, process.primary) as checkpoint:
+        return _train(recipe, process, train_set, val_set, checkpoint, teacher, stop_epoch)
+
+
+def _train(
+        recipe: Recipe,
+        process: Process,
+        train_set: SegmentationDataset,
+        val_set: SegmentationDataset,
+        checkpoint: Path,
+        teacher: nn.Module | None,
+        stop_epoch: int | None,
+) -> TrainState:
     epoch = len(train_set) / recipe.batch_size  # in iterations
     iterations = recipe.iterations or math.ceil(recipe.epochs * epoch)
+    warnings = []
+    if process.primary and not checkpoint.exists():
+        for dataset, split in ((train_set, recipe.train_split), (val_set, recipe.val_split)):
+            warnings += missing_classes(dataset, check_dataset(dataset), split)
+    if (warmup := warmup_iterations(recipe, iterations)) < recipe.warmup_iterations:
+        warnings.append(f"The run has {iterations} iterations: a warm-up of {warmup} instead of "
+                        f"{recipe.warmup_iterations}")
     last = min(iterations, math.ceil(stop_epoch * epoch)) if stop_epoch is not None else iterations
 
     classes = train_set.classes
@@ -95,6 +115,7 @@ def train(
         feature_teacher.to(process.device)
         projections = create_projections(as_bssnet(student), feature_teacher).to(process.device)
     state = create_state(student, recipe, iterations, projections)
+    state.data = fingerprint(train_set)
     if checkpoint.exists():
         state.load(checkpoint)
     model = wrap_model(state, recipe, process)
@@ -108,6 +129,8 @@ def train(
     stopped = False
     with StopRequest() as stop, closing(log), closing(batches):
         log.say(f"{recipe}{len(train_set)} images to train on, {len(val_set)} to validate, iteration {state.iteration}")
+        for line in warnings:
+            log.say(line)
         while state.iteration < last and not stopped:
             process.seed(recipe.seed, state.iteration)
             losses = forward_backward(
@@ -223,9 +246,11 @@ def validate(
     log.say(f"validation after iteration {state.iteration}\n{result}")
     if result.miou > state.best:
         state.best = result.miou
+        height, width = recipe.val_size or recipe.base_size
         save_weights(
-            state.ema.module, folder / "best.safetensors", iteration=state.iteration, miou=result.miou,
-            # the card of a published model says how it was measured
+            state.ema.module, folder / "best.safetensors", architecture=recipe.model, **note_classes(dataset.classes),
+            input_size=json.dumps([height, width]), mean=json.dumps(IMAGENET_DEFAULT_MEAN),
+            std=json.dumps(IMAGENET_DEFAULT_STD), recipe=recipe, iteration=state.iteration, miou=result.miou,
             split=recipe.val_split, size=recipe.val_size, precision=recipe.precision)
     save_strip(state.ema.module, dataset, folder / "validation.png", recipe.val_size)
     try:

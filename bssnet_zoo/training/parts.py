@@ -29,7 +29,7 @@ from .state import TrainState
 
 __all__ = [
     "create_criterion", "create_state", "create_student", "open_datasets", "train_batches", "train_sampler",
-    "wrap_model"]
+    "warmup_iterations", "wrap_model"]
 
 
 WIDEN = "widen:"
@@ -129,6 +129,11 @@ def create_criterion(model: nn.Module, recipe: Recipe, ignore_index: int) -> BSS
     return BSSNetLoss(recipe.class_weights, ignore_index, loss_weights=recipe.loss_weights)
 
 
+def warmup_iterations(recipe: Recipe, iterations: int) -> int:
+    """The recipe's warm-up; of a run that would not leave it for long, a fifth of the run."""
+    return recipe.warmup_iterations if 2 * recipe.warmup_iterations <= iterations else iterations // 5
+
+
 def create_state(
         model: nn.Module,
         recipe: Recipe,
@@ -157,7 +162,8 @@ def create_state(
     # the average must forget the first, random weights: its decay rises as iteration / (10 + iteration)
     ema = ModelEmaV3(model, decay=recipe.ema_decay, use_warmup=True, warmup_gamma=10, warmup_power=1)
     scheduler = PolyLRScheduler(
-        optimizer, t_initial=iterations, power=recipe.poly_power, warmup_t=recipe.warmup_iterations, t_in_epochs=False)
+        optimizer, t_initial=iterations, power=recipe.poly_power, warmup_t=warmup_iterations(recipe, iterations),
+        t_in_epochs=False)
     device = next(model.parameters()).device
     scaler = torch.amp.GradScaler(device.type, enabled=recipe.precision == "float16")
     return TrainState(model, ema, optimizer, scheduler, scaler, projections)

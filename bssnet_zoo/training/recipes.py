@@ -1,6 +1,8 @@
 """Recipes: everything that decides what a training run computes, as one frozen dataclass and a table of them."""
+import math
 import os
-from dataclasses import asdict, dataclass, field, replace
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +12,7 @@ from ..data.classes import CAMVID, CITYSCAPES
 from ..device import PRECISIONS
 from ..files import atomic_path
 
-__all__ = ["RECIPES", "Recipe", "load_recipe", "save_recipe"]
+__all__ = ["RECIPES", "Recipe", "load_recipe", "parse_recipe", "save_recipe"]
 
 
 def option(default: Any, text: str) -> Any:
@@ -89,19 +91,36 @@ class Recipe:
                              f"epochs={self.epochs} and iterations={self.iterations}")
         if self.precision not in PRECISIONS:
             raise ValueError(f"precision must be {', '.join(PRECISIONS)}, got '{self.precision}'")
-        positive = ("batch_size", "grad_accum", "lr", "temperature", "checkpoint_every", "validate_every")
-        for name in positive:
-            if getattr(self, name) <= 0:
-                raise ValueError(f"{name} must be more than 0, got {getattr(self, name)}")
-        for name in ("distill_weight", "feature_weight"):
-            if not getattr(self, name) >= 0:
-                raise ValueError(f"{name} must be 0 or more, got {getattr(self, name)}")
+        for f in fields(self):
+            value = getattr(self, f.name)
+            numbers = value if isinstance(value, tuple) else (value,)
+            if not all(math.isfinite(x) for x in numbers if isinstance(x, float)):
+                raise ValueError(f"{f.name} must be finite, got {value}")
+        for name in ("batch_size", "grad_accum", "lr", "temperature", "checkpoint_every", "validate_every", "clip_grad",
+                     "class_weights", "poly_power"):
+            self._check(name, lambda x: x > 0, "more than 0")
+        for name in ("distill_weight", "feature_weight", "weight_decay", "warmup_iterations", "gamma", "loss_weights",
+                     "workers", "seed"):
+            self._check(name, lambda x: x >= 0, "0 or more")
+        for name in ("class_crop", "class_mix"):
+            self._check(name, lambda x: 0 <= x <= 1, "a share, 0 to 1")
+        self._check("momentum", lambda x: 0 <= x < 1, "in [0, 1)")
+        self._check("layer_decay", lambda x: 0 < x <= 1, "in (0, 1]")
+        if not 0 < self.scale_range[0] <= self.scale_range[1]:
+            raise ValueError(f"scale_range must be two ascending numbers above 0, got {self.scale_range}")
         for name in ("base_size", "crop_size", "val_size"):
             size = getattr(self, name)
             if size is not None and (len(size) != 2 or min(size) < 1):
                 raise ValueError(f"{name} must be a height and a width, got {size}")
         if not 0 <= self.ema_decay < 1:
             raise ValueError(f"ema_decay must be in [0, 1), got {self.ema_decay}")
+
+    def _check(self, name: str, allowed: Callable[[Any], bool], what: str) -> None:
+        """Raises ValueError if a number, or one of several, isn't allowed; None is."""
+        value = getattr(self, name)
+        for number in value if isinstance(value, tuple) else (value,):
+            if number is not None and not allowed(number):
+                raise ValueError(f"{name} must be {what}, got {value}")
 
     def with_options(self, **options: Any) -> "Recipe":
         """This recipe with some fields replaced; a length in epochs replaces one in iterations and vice versa."""
@@ -149,13 +168,26 @@ def load_recipe(name: str | os.PathLike) -> Recipe:
     if name in RECIPES:
         return RECIPES[name]
     try:
-        saved = yaml.safe_load(Path(name).read_text())
-        values: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in saved.items()}
-        return Recipe(**values)
+        text = Path(name).read_text(encoding="utf-8")
     except OSError:
         raise ValueError(f"no recipe '{name}': there is {', '.join(RECIPES)}, or give a recipe.yaml") from None
-    except (yaml.YAMLError, TypeError, AttributeError, UnicodeDecodeError) as error:
-        raise ValueError(f"{name} is no recipe: {str(error).splitlines()[0]}") from None
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{name} is no recipe: {error}") from None
+    return parse_recipe(text, name)
+
+
+def parse_recipe(text: str, source: object) -> Recipe:
+    """A recipe from its YAML.
+
+    Raises:
+        ValueError: It is none; the message names the source.
+    """
+    try:
+        saved = yaml.safe_load(text)
+        values: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in saved.items()}
+        return Recipe(**values)
+    except (yaml.YAMLError, TypeError, AttributeError) as error:
+        raise ValueError(f"{source} is no recipe: {str(error).splitlines()[0]}") from None
 
 
 def save_recipe(recipe: Recipe, path: str | os.PathLike) -> None:

@@ -1,20 +1,30 @@
 """The folder of a training run, and the model that it trained."""
+import os
+import platform
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import fields
 from pathlib import Path
+
+from filelock import FileLock, Timeout
 
 from ..data.datasets import dataset_classes
 from ..models import BSSNet, create_trained_model
 from ..models.bssnet import as_bssnet
-from ..models.checkpoints import checkpoint_num_classes, read_checkpoint
-from .recipes import Recipe, load_recipe, save_recipe
+from ..models.checkpoints import checkpoint_architecture, read_checkpoint
+from ..models.notes import read_notes
+from .recipes import Recipe, load_recipe, parse_recipe, save_recipe
 
 __all__ = ["open_run_folder", "run_recipe", "saved_recipe", "trained_model"]
 
 MAY_CHANGE = ("workers", "cache", "device", "compile", "checkpoint_every", "validate_every")
 
 
-def open_run_folder(folder: Path, recipe: Recipe, resume: bool, primary: bool = True) -> Path:
+@contextmanager
+def open_run_folder(folder: Path, recipe: Recipe, resume: bool, primary: bool = True) -> Iterator[Path]:
     """Makes the folder and saves the recipe in it; or, to resume, checks that it is the same recipe.
+
+    As long as it is open, no other process can train in it.
 
     Args:
         folder: The run folder.
@@ -22,23 +32,44 @@ def open_run_folder(folder: Path, recipe: Recipe, resume: bool, primary: bool = 
         resume: Go on with the run that is there.
         primary: This is the process that writes.
 
-    Returns:
+    Yields:
         The checkpoint to go on from, if there is one.
 
     Raises:
-        ValueError: There is a run and ``resume`` isn't set; there is none and it is; another recipe.
+        ValueError: There is a run and ``resume`` isn't set; there is none and it is; another recipe; another process
+            trains there.
     """
     checkpoint = folder / "last.pth"
     if not resume and checkpoint.exists():
         raise ValueError(f"{folder} has a run already: go on with --resume {folder}, or choose another --output")
     if resume:
         _check_same(folder, recipe)
-    if primary:
-        folder.mkdir(parents=True, exist_ok=True)
+    if not primary:
+        yield checkpoint
+        return
+    folder.mkdir(parents=True, exist_ok=True)
+    with _locked(folder):
         for leftover in folder.glob(".*-????????.*"):  # files that a killed run was writing
             leftover.unlink()
         save_recipe(recipe, folder / "recipe.yaml")
-    return checkpoint
+        yield checkpoint
+
+
+@contextmanager
+def _locked(folder: Path) -> Iterator[None]:
+    """Raises ValueError if another process has the folder; the message says which."""
+    holder, lock = folder / ".holder", FileLock(folder / ".lock")
+    try:
+        lock.acquire(blocking=False)
+    except Timeout:
+        who = holder.read_text() if holder.exists() else "another process"
+        raise ValueError(f"{folder} is in use by {who}: wait for it to end, or choose another --output") from None
+    try:
+        holder.write_text(f"process {os.getpid()} on {platform.node()}")
+        yield
+    finally:
+        holder.unlink(missing_ok=True)
+        lock.release()
 
 
 def saved_recipe(folder: Path) -> Recipe:
@@ -49,9 +80,13 @@ def saved_recipe(folder: Path) -> Recipe:
 
 
 def run_recipe(checkpoint: str | None) -> Recipe | None:
-    """The recipe of the run whose folder a checkpoint is in, None if it is in none."""
-    path = Path(checkpoint).parent / "recipe.yaml" if checkpoint else None
-    return load_recipe(path) if path and path.exists() else None
+    """The recipe of the run that a checkpoint comes from, by its own note or the folder it is in; None if unknown."""
+    if not checkpoint:
+        return None
+    if noted := read_notes(checkpoint).get("recipe"):
+        return parse_recipe(noted, checkpoint)
+    path = Path(checkpoint).parent / "recipe.yaml"
+    return load_recipe(path) if path.exists() else None
 
 
 def trained_model(name: str | None = None, checkpoint: str | None = None, data: str | None = None) -> BSSNet:
@@ -63,10 +98,11 @@ def trained_model(name: str | None = None, checkpoint: str | None = None, data: 
         data: ``KIND:DIR`` that it was trained on, for names and colours; None for what its run says.
     """
     recipe = run_recipe(checkpoint)
-    num_classes = checkpoint_num_classes(read_checkpoint(checkpoint)) if checkpoint else None
-    model = as_bssnet(create_trained_model(
-        name or (recipe.model if recipe else "bssnet_t"), checkpoint, num_classes))
-    data = data or (recipe.data if recipe else None)
+    if checkpoint and not name:
+        name = recipe.model if recipe else checkpoint_architecture(read_checkpoint(checkpoint))
+    model = as_bssnet(create_trained_model(name or "bssnet_t", checkpoint))
+    if not model.pretrained_cfg.get("label_names"):
+        data = data or (recipe.data if recipe else None)
     if checkpoint and data:
         classes = dataset_classes(data)
         model.pretrained_cfg.update(tag=None, label_names=classes.names, label_descriptions=dict(

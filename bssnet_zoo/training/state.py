@@ -9,6 +9,7 @@ from timm.utils import ModelEmaV3
 from torch import nn
 
 from ..files import atomic_path
+from ..models.checkpoints import READ_ERRORS
 
 __all__ = ["TrainState", "save_weights"]
 
@@ -26,6 +27,7 @@ class TrainState:
         projections: What is trained beside the model and left behind, see `feature_distillation`.
         iteration: Updates done.
         best: Best validation mIoU so far.
+        data: Fingerprint of the files that it was trained on.
     """
 
     model: nn.Module
@@ -36,6 +38,7 @@ class TrainState:
     projections: nn.ModuleDict | None = None
     iteration: int = 0
     best: float = -1.
+    data: str = ""
 
     def save(self, path: str | os.PathLike) -> None:
         """Writes the state, whole or not at all. ``create_model(checkpoint_path=...)`` reads its EMA weights."""
@@ -48,6 +51,7 @@ class TrainState:
                 "scaler": self.scaler.state_dict(),
                 "iteration": self.iteration,
                 "best": self.best,
+                "data": self.data,
             }
             if self.projections is not None:
                 state["projections"] = self.projections.state_dict()
@@ -57,9 +61,16 @@ class TrainState:
         """Takes over a saved state.
 
         Raises:
-            ValueError: The state of another model or optimiser.
+            ValueError: A damaged file, the state of another model or optimiser, or of a run on other files.
         """
-        saved = torch.load(path, map_location="cpu", weights_only=True)
+        try:
+            saved = torch.load(path, map_location="cpu", weights_only=True)
+        except READ_ERRORS as error:
+            raise ValueError(f"{path} is damaged, the run can't go on from it: start another one with --init "
+                             "best.safetensors") from error
+        if saved.get("data", self.data) != self.data:
+            raise ValueError(f"{path}: the data set has changed since this run began. To go on from its weights, start "
+                             "a run with --init")
         try:
             for name in ("model", "optimizer", "scheduler", "scaler"):
                 getattr(self, name).load_state_dict(saved[name])

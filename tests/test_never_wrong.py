@@ -1,0 +1,296 @@
+"""No wrong answer without a word: what a file says of itself is used, and what can't be right is refused or said."""
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from conftest import write_folder
+from PIL import Image
+from safetensors.torch import load_file, save_file
+from test_train import environment
+
+import bssnet_zoo
+from bssnet_zoo.cli import main
+from bssnet_zoo.data import open_dataset
+from bssnet_zoo.data.check import check_dataset, fingerprint, missing_classes
+from bssnet_zoo.models.checkpoints import read_checkpoint
+from bssnet_zoo.models.notes import read_notes
+from bssnet_zoo.models.weights import ASSETS
+from bssnet_zoo.training import RECIPES, train
+from bssnet_zoo.training.loop import warmup_iterations
+from bssnet_zoo.training.run_folder import open_run_folder
+
+STREET = ASSETS / "street.png"
+
+
+@pytest.fixture(scope="module")
+def best(finished, tmp_path_factory):
+    """A trained checkpoint, away from its run folder."""
+    return Path(shutil.copy(finished[0] / "best.safetensors", tmp_path_factory.mktemp("elsewhere")))
+
+
+class TestAModelKnowsItsClasses:
+    def test_notes(self, best):
+        notes = read_notes(best)
+        assert json.loads(notes["class_names"]) == ["sky", "road", "car"]
+        assert json.loads(notes["input_size"]) == [64, 96] and notes["architecture"] == "bssnet_t"
+
+    def test_create_model(self, best):
+        for model in (bssnet_zoo.create_model("bssnet_t", checkpoint_path=best), bssnet_zoo.create_model(
+                "bssnet_t", pretrained=True, pretrained_cfg_overlay=dict(file=str(best)))):
+            assert model.num_classes == 3 and bssnet_zoo.class_info(model).names == ("sky", "road", "car")
+            assert model.pretrained_cfg["input_size"] == (3, 64, 96)
+
+    def test_another_class_count_is_the_callers(self, best):
+        model = bssnet_zoo.create_model(
+            "bssnet_t", pretrained=True, num_classes=5, pretrained_cfg_overlay=dict(file=str(best)))
+        assert bssnet_zoo.class_info(model).names[0] == "class_0"
+
+    def test_predict(self, best, tmp_path, capsys):
+        assert main(["predict", str(STREET), "--checkpoint", str(best), "--out", str(tmp_path)]) == 0
+        assert {line.split()[0] for line in capsys.readouterr().out.splitlines()[:3]} == {"sky", "road", "car"}
+        assert bssnet_zoo.Predictor(best, backend="deploy").size == [64]
+
+    def test_eval(self, best, capsys):
+        assert main(["eval", "--checkpoint", str(best), "--workers", "0", "--device", "cpu"]) == 0
+        assert "split val\nsky " in capsys.readouterr().out  # the recipe in the file says where the data is
+
+    def test_convert_and_export(self, best, tmp_path):
+        assert main(["convert", str(best), str(tmp_path / "half.safetensors")]) == 0
+        assert read_notes(tmp_path / "half.safetensors") == read_notes(best)
+        path = tmp_path / "mine.torchscript"
+        assert main(["export", "--checkpoint", str(tmp_path / "half.safetensors"), "--format", "torchscript", "--out",
+                     str(path), "--size", "64x96"]) == 0
+        assert bssnet_zoo.Predictor(path).runner.classes.names == ("sky", "road", "car")
+
+    def test_publish(self, best, tmp_path):
+        from bssnet_zoo.hub import stage
+        stage("bssnet_t.mine", "me", tmp_path, checkpoint=best, license="cc-by-4.0")
+        assert json.loads((tmp_path / "config.json").read_text())["label_names"] == ["sky", "road", "car"]
+
+    def test_eleven_classes_of_nobody(self, tmp_path):
+        save_file(bssnet_zoo.create_model("bssnet_t", num_classes=11).state_dict(), tmp_path / "mine.safetensors")
+        model = bssnet_zoo.create_model("bssnet_t", checkpoint_path=tmp_path / "mine.safetensors")
+        assert bssnet_zoo.class_info(model).names[9] == "class_9"  # not a pedestrian
+        bundled = bssnet_zoo.create_model("bssnet_t", checkpoint_path=ASSETS / "bssnet_t.camvid.safetensors")
+        assert bssnet_zoo.class_info(bundled).names[9] == "pedestrian"
+
+    @pytest.mark.parametrize("notes", [
+        {"class_names": "[", "palette": "[]"}, {"class_names": '["a"]'}, {"class_names": '["a"]', "palette": '["#1"]'},
+        {"class_names": '["a", "b"]', "palette": '["#000000"]'}, {"class_names": "3", "palette": "3"},
+        {"class_names": '["a"]', "palette": '["#000000"]', "input_size": "[4]"},
+        {"class_names": '["a"]', "palette": '["#000000"]', "input_size": "[64, 96]"},
+    ])
+    def test_notes_that_make_no_sense(self, notes, best, tmp_path):
+        save_file(load_file(best), tmp_path / "odd.safetensors", metadata=notes)
+        with pytest.raises(ValueError, match="odd.safetensors.*(makes no sense|names 1 classes, the model has 3)"):
+            bssnet_zoo.create_model("bssnet_t", checkpoint_path=tmp_path / "odd.safetensors")
+
+
+class TestMasks:
+    def folder(self, root: Path, yaml: str, values=(0, 255), splits=("train", "val")) -> str:
+        for split in splits:
+            for kind, array in (("images", np.zeros((64, 96, 3), np.uint8)), ("masks", np.zeros((64, 96), np.uint8))):
+                path = root / kind / split / "a.png"
+                path.parent.mkdir(parents=True)
+                if kind == "masks":
+                    array[:], array[:32] = values
+                Image.fromarray(array).save(path)
+        (root / "dataset.yaml").write_text(yaml)
+        return f"folder:{root}"
+
+    def test_255_may_be_a_class(self, tmp_path):
+        dataset = open_dataset(self.folder(tmp_path, "classes: [road, pothole]\nid_map: {0: 0, 255: 1}"), "train")
+        assert dataset[0][1].unique().tolist() == [0, 1]
+        assert not missing_classes(dataset, check_dataset(dataset), "train")
+
+    def test_255_may_be_ignored_by_name(self, tmp_path):
+        dataset = open_dataset(self.folder(tmp_path, "classes: [road]\nid_map: {0: 0, 255: 255}"), "train")
+        assert dataset[0][1].unique().tolist() == [0, 255]
+
+    def test_a_class_without_a_pixel_is_said(self, tmp_path):
+        dataset = open_dataset(self.folder(tmp_path, "classes: [road, pothole]"), "train")
+        lines = missing_classes(dataset, check_dataset(dataset), "train")
+        assert lines[0] == "'pothole' has no pixel in train" and "id_map: {0: 0, 255: 1}" in lines[1]
+
+    def test_masks_ignored_as_a_whole_are_said(self, tmp_path):
+        dataset = open_dataset(self.folder(tmp_path, "classes: [road]", values=(255, 255)), "train")
+        lines = missing_classes(dataset, check_dataset(dataset), "train")
+        assert "1 masks in train are ignored as a whole: " in lines[-1]
+
+    def test_training_says_so(self, tmp_path, tiny_recipe, capsys):
+        data = write_folder(tmp_path / "data", train=4, val=2)
+        (tmp_path / "data" / "dataset.yaml").write_text("classes: [sky, road, car, plane]\n")
+        train(replace(tiny_recipe, data=data, epochs=1), tmp_path / "run")
+        assert "'plane' has no pixel in train" in capsys.readouterr().out
+
+    @pytest.mark.parametrize(("yaml", "message"), [
+        ("classes: [road, car, road]", "named twice: road"),
+        ("classes: [road, no]", "False among the classes is no name"),
+        ("classes: [road, null]", "None among the classes is no name"),
+        ("classes: [road, [a]]", "among the classes is no name"),
+    ])
+    def test_names(self, tmp_path, yaml, message):
+        with pytest.raises(ValueError, match=message):
+            open_dataset(self.folder(tmp_path, yaml), "train")
+
+    def test_two_images_of_one_name(self, tmp_path):
+        data = self.folder(tmp_path, "classes: [road]")
+        shutil.copy(tmp_path / "images/train/a.png", tmp_path / "images/train/a.webp")
+        with pytest.raises(ValueError, match="a.png and a.webp have the same name"):
+            open_dataset(data, "train")
+
+    def test_another_size_than_the_image_in_eval(self, tmp_path, best, capsys):
+        data = self.folder(tmp_path, "classes: [sky, road, car]", values=(0, 1))
+        Image.fromarray(np.zeros((32, 48), np.uint8)).save(tmp_path / "masks/val/a.png")
+        assert main(["eval", "--checkpoint", str(best), "--data", data, "--workers", "0"]) == 2
+        assert "labels of another size than their image" in capsys.readouterr().err
+
+
+class TestPixels:
+    """Data sets read an image as prediction does."""
+
+    def dataset(self, root: Path, image: Image.Image, mask: np.ndarray, **options):
+        for kind in ("images", "masks"):
+            (root / kind / "train").mkdir(parents=True)
+        image.save(root / "images/train/a.png", **options)
+        Image.fromarray(mask).save(root / "masks/train/a.png")
+        (root / "dataset.yaml").write_text("classes: [road]\n")
+        return open_dataset(f"folder:{root}", "train")
+
+    def test_16_bits(self, tmp_path):
+        grey = np.arange(64 * 96, dtype=np.uint16).reshape(64, 96) * 10
+        dataset = self.dataset(tmp_path, Image.fromarray(grey), np.zeros((64, 96), np.uint8))
+        image = dataset[0][0].float()
+        assert (image - torch.from_numpy(grey / 257.).float()).abs().max() <= 0.5 and image.max() > 200
+
+    def test_rotation(self, tmp_path):
+        exif = Image.Exif()
+        exif[0x0112] = 6  # to be shown turned by 90 degrees
+        picture = Image.open(STREET).convert("RGB")
+        dataset = self.dataset(
+            tmp_path, picture.transpose(Image.Transpose.ROTATE_90), np.zeros((360, 480), np.uint8), exif=exif)
+        check_dataset(dataset)
+        assert np.array_equal(dataset[0][0].permute(1, 2, 0), picture)
+
+    def test_rotation_that_the_mask_does_not_follow(self, tmp_path):
+        exif = Image.Exif()
+        exif[0x0112] = 6
+        dataset = self.dataset(tmp_path, Image.new("RGB", (96, 64)), np.zeros((64, 96), np.uint8), exif=exif)
+        with pytest.raises(ValueError, match=r"another size than their image.*a.png \(64x96, image 96x64\)"):
+            check_dataset(dataset)
+
+
+@pytest.mark.parametrize(("name", "change", "message"), [
+    ("head.classifier.bias", lambda x: x * torch.nan, "has values that are NaN or infinite"),
+    ("stem.0.conv.weight", lambda x: x / 0, "has values that are NaN or infinite"),
+    ("stem.0.bn.running_var", lambda x: -1 - x.abs(), "has variances below 0"),
+    ("head.classifier.weight", lambda x: x.int(), "holds torch.int32, not floating point numbers"),
+    ("head.classifier.weight", lambda x: x > 0, "holds torch.bool"),
+])
+def test_broken_weights(name, change, message, tmp_path):
+    weights = bssnet_zoo.create_model("bssnet_t").state_dict()
+    weights[name] = change(weights[name])
+    save_file(weights, tmp_path / "broken.safetensors")
+    torch.save(weights, tmp_path / "broken.pth")
+    for path in tmp_path.iterdir():
+        with pytest.raises(ValueError, match=f"{path.name} is broken: {name} {message}"):
+            read_checkpoint(path)
+        with pytest.raises(ValueError, match="is broken"):
+            bssnet_zoo.create_model("bssnet_t", pretrained=True, pretrained_cfg_overlay=dict(file=str(path)))
+    with pytest.raises(ValueError, match="is broken"):  # what timm itself loads passes the filter
+        bssnet_zoo.create_model("bssnet_t", pretrained=True, pretrained_cfg_overlay=dict(state_dict=weights))
+
+
+class TestRuns:
+    def test_two_writers(self, tmp_path, tiny_recipe):
+        with open_run_folder(tmp_path, tiny_recipe, resume=False):
+            code = ("import sys; from bssnet_zoo.cli import main; "
+                    f"sys.exit(main(['train', '--resume', {str(tmp_path)!r}]))")
+            second = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment())
+        assert second.returncode == 2
+        assert f"is in use by process {os.getpid()} on " in second.stderr and second.stderr.count("\n") == 1
+        with open_run_folder(tmp_path, tiny_recipe, resume=True):
+            pass
+
+    def test_data_that_changed(self, tmp_path, tiny_recipe):
+        data = write_folder(tmp_path / "data", train=8, val=2)
+        recipe = replace(tiny_recipe, data=data, epochs=2)
+        train(recipe, tmp_path / "run", stop_epoch=1)
+        before = fingerprint(open_dataset(data, "train"))
+        for kind in ("images", "masks"):
+            shutil.copy(tmp_path / f"data/{kind}/train/0.png", tmp_path / f"data/{kind}/train/new.png")
+        assert fingerprint(open_dataset(data, "train")) != before
+        with pytest.raises(ValueError, match="the data set has changed since this run began"):
+            train(recipe, tmp_path / "run", resume=True)
+
+    def test_damaged_state(self, tmp_path, tiny_recipe):
+        train(replace(tiny_recipe, epochs=1), tmp_path / "run", stop_epoch=1)
+        state = tmp_path / "run" / "last.pth"
+        state.write_bytes(state.read_bytes()[:1000])
+        with pytest.raises(ValueError, match="last.pth is damaged, the run can't go on from it"):
+            train(replace(tiny_recipe, epochs=1), tmp_path / "run", resume=True)
+
+    def test_warm_up_longer_than_the_run(self):
+        recipe = replace(RECIPES["camvid_480x360"], warmup_iterations=200)
+        assert [warmup_iterations(recipe, n) for n in (4000, 400, 399, 20)] == [200, 200, 79, 4]
+
+
+@pytest.mark.parametrize(("options", "message"), [
+    ({"clip_grad": 0.}, "clip_grad must be more than 0"),
+    ({"clip_grad": -1.}, "clip_grad must be more than 0"),
+    ({"weight_decay": -1e-4}, "weight_decay must be 0 or more"),
+    ({"weight_decay": float("nan")}, "weight_decay must be finite"),
+    ({"lr": float("nan")}, "lr must be finite"),
+    ({"momentum": 1.}, r"momentum must be in \[0, 1\)"),
+    ({"poly_power": 0.}, "poly_power must be more than 0"),
+    ({"layer_decay": 2.}, r"layer_decay must be in \(0, 1\]"),
+    ({"warmup_iterations": -1}, "warmup_iterations must be 0 or more"),
+    ({"gamma": float("inf")}, "gamma must be finite"),
+    ({"scale_range": (2., 0.5)}, "scale_range must be two ascending"),
+    ({"class_weights": (1., 0., 1.)}, "class_weights must be more than 0"),
+    ({"class_crop": 1.5}, "class_crop must be a share"),
+    ({"workers": -1}, "workers must be 0 or more"),
+    ({"loss_weights": (1., 1., 1., 1., 1., -1.)}, "loss_weights must be 0 or more"),
+])
+def test_hyper_parameters(options, message):
+    with pytest.raises(ValueError, match=message):
+        replace(RECIPES["camvid_480x360"], **options)
+
+
+class TestPredictOverwritesNothing:
+    def test_foreign_files(self, tmp_path, capsys):
+        labels = tmp_path / "a_labels.png"
+        shutil.copy(STREET, tmp_path / "a.png")
+        Image.new("L", (4, 4), 7).save(labels)
+        before = labels.read_bytes()
+        arguments = ["predict", str(tmp_path / "a.png"), "--out", str(tmp_path), "--size", "64", "--backend", "deploy"]
+        assert main(arguments) == 1
+        assert labels.read_bytes() == before and not (tmp_path / "a_overlay.png").exists()
+        assert "a_labels.png is there and was not written by bssnet-zoo predict" in capsys.readouterr().out
+        assert main([*arguments, "--overwrite"]) == 0 and labels.read_bytes() != before
+        assert main(arguments) == 0  # its own files are replaced
+
+
+class TestLastNet:
+    def test_an_error_nobody_thought_of(self, monkeypatch, capsys):
+        monkeypatch.setattr("bssnet_zoo.cli.list.model_table", lambda: {}["x"])
+        assert main(["list"]) == 3
+        error = capsys.readouterr().err
+        assert error.startswith("bssnet-zoo: error: KeyError: 'x'. Please report it") and error.count("\n") == 1
+
+    def test_ctrl_c(self, monkeypatch, capsys):
+        monkeypatch.setattr("bssnet_zoo.cli.list.model_table", lambda: signal.raise_signal(signal.SIGINT))
+        assert main(["list"]) == 130
+        assert capsys.readouterr().err == "bssnet-zoo: interrupted\n"
+
+    def test_a_wrong_option_is_one_line(self, capsys):
+        assert main(["predict", "--sise", "3"]) == 2
+        assert capsys.readouterr().err.count("\n") == 1
