@@ -89,6 +89,23 @@ def test_num_classes_without_training_heads(num_classes):
     assert torch.equal(model.head.conv.conv.weight, full.head.conv.conv.weight)
 
 
+@pytest.mark.parametrize("kwargs", [
+    dict(num_classes=7), dict(num_classes=7, aux_heads=True), dict(num_classes=0),
+    dict(num_classes=7, aux_heads=True, in_chans=1), dict(num_classes=7, features_only=True)])
+def test_another_class_count_than_a_saved_folder(kwargs, tmp_path):
+    """Its config names the classifier of a model without training heads, and its weights have these heads."""
+    timm.models.save_for_hf(bssnet_zoo.create_model("bssnet_t"), tmp_path, safe_serialization=True)
+    shutil.copy(weights.WEIGHTS["bssnet_t.camvid"].path, tmp_path / "model.safetensors")
+    full = bssnet_zoo.create_model("bssnet_t", pretrained=True, aux_heads=True).state_dict()
+    model = timm.create_model(f"local-dir:{tmp_path}", pretrained=True, **kwargs)
+    for name, tensor in getattr(model, "model", model).state_dict().items():
+        new = name.endswith("classifier.weight") and not name.startswith("border_head.") or name == "stem.0.conv.weight"
+        if new and tensor.shape != full[name].shape:
+            assert tensor.shape[0] == 7 or kwargs.get("in_chans") == 1
+        elif not name.endswith("classifier.bias"):
+            assert torch.equal(tensor, full[name]), name
+
+
 @pytest.mark.parametrize("in_chans", [1, 4])
 @pytest.mark.parametrize("aux_heads", [False, True])
 def test_in_chans_adapts_the_first_conv(variant, in_chans, aux_heads):

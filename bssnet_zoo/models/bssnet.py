@@ -23,7 +23,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from ..data.classes import CAMVID
 from ..layers import LUAFM, PAPPM, UMF, BasicBlock, Bottleneck, ConvNormAct, NormActConv
-from .checkpoints import checkpoint_filter_fn
+from .checkpoints import CLASSIFIERS, checkpoint_filter_fn
 from .weights import hub_id, resolve_pretrained
 
 __all__ = ["BSSNet", "BSSNetOutput"]
@@ -449,7 +449,7 @@ def _cfg(**kwargs: Any) -> dict[str, Any]:
         "num_classes": 19, "input_size": (3, 1024, 2048), "min_input_size": (3, MIN_SIZE, MIN_SIZE), "pool_size": None,
         "crop_pct": 1.0, "interpolation": "bilinear", "mean": IMAGENET_DEFAULT_MEAN, "std": IMAGENET_DEFAULT_STD,
         "first_conv": "stem.0.conv",
-        "classifier": ("head.classifier", "fcn_heads.0.classifier", "fcn_heads.1.classifier"),
+        "classifier": CLASSIFIERS,
         "paper_name": "BSSNet: A Real-Time Semantic Segmentation Network for Road Scenes Inspired From AutoEncoder",
         "paper_ids": "doi:10.1109/TCSVT.2023.3325360",
         **kwargs,
@@ -492,8 +492,12 @@ def _create_bssnet(variant: str, pretrained: bool, pretrained_cfg=None, pretrain
         feature_cfg=dict(out_indices=(0, 1, 2, 3, 4), feature_cls="getter", flatten_sequential=True),
         **kwargs,
     )
-    for module in model.modules():  # the config describes weights, it doesn't hold them
-        getattr(module, "pretrained_cfg", {}).pop("state_dict", None)
+    for module in model.modules():  # the wrapper of features_only has a config too
+        cfg = getattr(module, "pretrained_cfg", {})
+        cfg.pop("state_dict", None)  # the config describes weights, it doesn't hold them
+        if "classifier" in cfg:
+            names = dict(module.named_parameters())
+            cfg["classifier"] = tuple(name for name in CLASSIFIERS if f"{name}.weight" in names)
     return model
 
 
