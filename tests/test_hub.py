@@ -286,6 +286,25 @@ class TestPublish:
         assert self.publish("--dry-run") == 0
         assert re.findall("  change +(.*)", capsys.readouterr().out) == ["README.md"]
 
+    @pytest.mark.parametrize("offline", [False, True])
+    def test_dry_run_without_a_network(self, hub, offline, tmp_path, capsys, monkeypatch):
+        monkeypatch.delenv("HF_TOKEN")
+        monkeypatch.setattr(constants, "ENDPOINT", "http://127.0.0.1:9")
+        monkeypatch.setattr(constants, "HF_HUB_OFFLINE", offline)
+        for options in ([], ["--out", str(tmp_path / "out")]):
+            assert self.publish("--dry-run", *options) == 0
+            first, *files, last = capsys.readouterr().out.splitlines()
+            assert first == "would publish http://127.0.0.1:9/acme/bssnet_t.roads (branch main)"
+            assert len(files) == 6 and all(file.startswith("  staged ") for file in files)
+            assert last.startswith("nothing could be compared with the Hub, which gave no answer: ")
+            assert ("HF_HUB_OFFLINE" in last) == offline
+        assert len(list((tmp_path / "out").iterdir())) == 6
+
+    @pytest.mark.parametrize("status", [401, 403, 500])
+    def test_dry_run_of_a_hub_that_answers_with_an_error(self, hub, status, capsys):
+        hub.trouble.status = status
+        assert "can't publish acme/bssnet_t.roads: " in self.error(capsys, "--dry-run")
+
     def test_private_and_revision(self, hub):
         publication = publish("bssnet_t.roads", "acme", private=True, revision="v2")
         assert publication.is_private and "@v2" in str(publication)
