@@ -29,6 +29,8 @@ from .weights import hub_id, resolve_pretrained
 __all__ = ["BSSNet", "BSSNetOutput"]
 
 MIN_SIZE = 32  # height and width of an image, at least
+# whether what the compiler runs again in backward updates buffers once: 2.6 and 2.7 do so twice, 2.14 doesn't
+COMPILER_KEEPS_BUFFERS = tuple(map(int, torch.__version__.split(".")[:2])) >= (2, 14)
 
 
 class BSSNetOutput(NamedTuple):
@@ -286,7 +288,10 @@ class BSSNet(nn.Module):
 
     @torch.jit.ignore
     def set_grad_checkpointing(self, enable: bool = True) -> None:
-        """Trades time for memory in training: activations inside stages and branches are computed again in backward."""
+        """Trades time for memory in training: activations inside stages and branches are computed again in backward.
+
+        Under torch.compile from torch 2.14 on; before, a compiled model ignores it.
+        """
         self.grad_checkpointing = enable
 
     @torch.jit.ignore
@@ -317,8 +322,8 @@ class BSSNet(nn.Module):
 
     @torch.jit.unused
     def _checkpoint(self, module: nn.Module, *x: torch.Tensor):
-        if torch.compiler.is_compiling():  # the compiler replays buffer updates correctly and takes no context of ours
-            return checkpoint(module, *x, use_reentrant=False)
+        if torch.compiler.is_compiling():  # the compiler takes no context of ours
+            return checkpoint(module, *x, use_reentrant=False) if COMPILER_KEEPS_BUFFERS else module(*x)
         return checkpoint(
             module, *x, use_reentrant=False, context_fn=lambda: (nullcontext(), keep_running_statistics(module)))
 
