@@ -29,8 +29,8 @@ from .weights import hub_id, resolve_pretrained
 __all__ = ["BSSNet", "BSSNetOutput"]
 
 MIN_SIZE = 32  # height and width of an image, at least
-# whether what the compiler runs again in backward updates buffers once: 2.6 and 2.7 do so twice, 2.14 doesn't
-COMPILER_KEEPS_BUFFERS = tuple(map(int, torch.__version__.split(".")[:2])) >= (2, 14)
+# whether what the compiler runs again in backward updates buffers once: 2.6 and 2.7 do so twice, 2.13 and 2.14 do not
+COMPILER_KEEPS_BUFFERS = tuple(map(int, torch.__version__.split(".")[:2])) >= (2, 13)
 
 
 class BSSNetOutput(NamedTuple):
@@ -290,7 +290,7 @@ class BSSNet(nn.Module):
     def set_grad_checkpointing(self, enable: bool = True) -> None:
         """Trades time for memory in training: activations inside stages and branches are computed again in backward.
 
-        Under torch.compile from torch 2.14 on; before, a compiled model ignores it.
+        Under torch.compile from torch 2.13 on; before, a compiled model ignores it.
         """
         self.grad_checkpointing = enable
 
