@@ -105,6 +105,15 @@ def tiny():
     return bssnet_zoo.create_model("bssnet_t").eval()
 
 
+@pytest.fixture
+def shallow():
+    """A narrow BSSNet with one block in each stage, for compilers: each more takes their time for the same code."""
+    torch.manual_seed(0)
+    model = bssnet_zoo.BSSNet(dim=8).eval()
+    model.stages = torch.nn.Sequential(*(stage[:1] for stage in model.stages))
+    return model
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Tests that run OpenVINO come last: after OpenVINO, NNCF and ONNX Runtime in one process, others crashed there."""
     last = ("test_predict.py", "test_predictor.py", "test_bench.py", "test_export.py")

@@ -68,7 +68,7 @@ class Hub(ThreadingHTTPServer):
         self.lock = threading.Lock()
         self.endpoint = f"http://127.0.0.1:{self.server_port}"
         self.storage = f"http://localhost:{self.server_port}"  # another host, as the Hub's large files are elsewhere
-        threading.Thread(target=self.serve_forever, daemon=True).start()
+        threading.Thread(target=self.serve_forever, args=(0.01,), daemon=True).start()  # shutdown() waits that long
 
     def handle_error(self, request, client_address):
         pass  # clients that went away, and connections that were cut on purpose

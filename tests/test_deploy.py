@@ -2,6 +2,7 @@
 import copy
 import os
 import pickle
+import shutil
 import statistics
 import time
 import weakref
@@ -12,10 +13,12 @@ import torch
 import torch.nn.functional as F
 from test_pretrained import STREET
 from torch import nn
+from torch._dynamo.utils import counters
 from torch.utils._python_dispatch import TorchDispatchMode
 from torchvision.transforms.v2 import functional as TF
 
 import bssnet_zoo
+from bssnet_zoo.benchmark import backends
 from bssnet_zoo.data.images import load_image
 from bssnet_zoo.deployment import rewrites
 from bssnet_zoo.deployment.rewrites import BlendWeights, StripStem, UpsampleConvReLU, channel_max, transposed_pays
@@ -241,12 +244,19 @@ def test_dynamic_export(pairs):
 
 
 @pytest.mark.slow
-def test_compile():
-    deployed = bssnet_zoo.deploy(bssnet_zoo.BSSNet(dim=8).eval())
-    images = torch.randn(1, 3, 96, 128)
+@pytest.mark.skipif(not shutil.which("g++"), reason="needs a C++ compiler")
+def test_compile(shallow, monkeypatch):
+    """What `bssnet-zoo bench` times as "compile", in one graph."""
+    monkeypatch.setattr(backends, "open_network", lambda name: shallow)
+    monkeypatch.setattr(backends, "keep_freed_memory", lambda: None)  # it would stay so in this process
+    settings = backends.Settings(torch.device("cpu"), threads=1, full_size=True)
+    counters.clear()
     with torch.inference_mode():
-        compiled = torch.compile(deployed, fullgraph=True)(images)
-        torch.testing.assert_close(compiled, deployed(images), rtol=1e-3, atol=1e-3)
+        compiled, deployed = (
+            backends.make_torch(backends.Side("bssnet_t", name, "float32"), (64, 96), settings)()
+            for name in ("compile", "deploy"))
+    torch.testing.assert_close(compiled, deployed, rtol=1e-3, atol=1e-3)
+    assert counters["stats"]["unique_graphs"] == 1 and not counters["graph_break"]
 
 
 @pytest.mark.parametrize(("make", "message"), [

@@ -209,7 +209,7 @@ class TestCommand:
 def test_bundled_weights_on_camvid(variant, miou, pixel_accuracy):
     dataset = open_dataset(f"camvid:{SHARED / 'camvid'}", "test", EvalTransform())
     assert len(dataset) == 233 and dataset.classes == CAMVID
-    model = bssnet_zoo.create_model(variant, pretrained=True).to(memory_format=torch.channels_last)
-    result = evaluate(model, dataset)
+    model = bssnet_zoo.deploy(bssnet_zoo.create_model(variant, pretrained=True))
+    result = evaluate(model.to(memory_format=torch.channels_last), dataset)
     assert 100 * result.miou == pytest.approx(miou, abs=0.05)
     assert 100 * result.pixel_accuracy == pytest.approx(pixel_accuracy, abs=0.05)

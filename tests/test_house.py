@@ -44,3 +44,12 @@ def test_import_loads_no_more_than_it_needs():
     rooms = "hub", "training", "benchmark", "evaluation", "cli", "deployment.export", "deployment.formats"
     code = f"import sys, bssnet_zoo; print([r for r in {rooms} if 'bssnet_zoo.' + r in sys.modules])"
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout == "[]\n"
+
+
+@pytest.mark.slow
+def test_import_takes_little_more_than_its_libraries():
+    """CPU seconds of a process, from its start: what disturbs one import disturbs the other. The better of two."""
+    code = ("from time import process_time; import timm, torchvision; theirs = process_time(); import bssnet_zoo; "
+            "print(process_time() / theirs)")
+    runs = [subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True) for _ in range(2)]
+    assert min(float(run.stdout) for run in runs) < 1.2

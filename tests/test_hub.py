@@ -7,6 +7,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import huggingface_hub
 import numpy as np
 import pytest
 import timm
@@ -15,6 +16,7 @@ import yaml
 from conftest import image
 from hub_server import Hub, Repo
 from huggingface_hub import ModelCard, ModelCardData, constants, file_download
+from huggingface_hub.utils import _http
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
@@ -43,15 +45,22 @@ def staged(tmp_path_factory):
     return folder
 
 
+def forget_sessions():
+    """Before version 1 the client's sessions keep whether they are offline."""
+    getattr(_http, "reset_sessions", lambda: None)()
+
+
 @pytest.fixture
 def hub(monkeypatch, tmp_path):
     """A Hub without repositories, and this process's client set to it as by the environment, with an empty cache."""
     server = Hub()
     monkeypatch.setattr(constants, "ENDPOINT", server.endpoint)
-    monkeypatch.setattr(
-        constants, "HUGGINGFACE_CO_URL_TEMPLATE", server.endpoint + "/{repo_id}/resolve/{revision}/{filename}")
+    for module in (constants, file_download):  # which of them has it depends on the version
+        monkeypatch.setattr(module, "HUGGINGFACE_CO_URL_TEMPLATE",
+                            server.endpoint + "/{repo_id}/resolve/{revision}/{filename}", raising=False)
+    forget_sessions()
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
-    monkeypatch.setattr(constants, "HF_HUB_DISABLE_XET", True)
+    monkeypatch.setattr(constants, "HF_HUB_DISABLE_XET", True, raising=False)
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
     monkeypatch.setenv("HF_TOKEN", "hf_owner")
     monkeypatch.setattr(file_download.time, "sleep", lambda seconds: None)  # the client's pauses between retries
@@ -286,6 +295,25 @@ class TestPublish:
         assert self.publish("--dry-run") == 0
         assert re.findall("  change +(.*)", capsys.readouterr().out) == ["README.md"]
 
+    @pytest.mark.parametrize("offline", [False, True])
+    def test_dry_run_without_a_network(self, hub, offline, tmp_path, capsys, monkeypatch):
+        monkeypatch.delenv("HF_TOKEN")
+        monkeypatch.setattr(constants, "ENDPOINT", "http://127.0.0.1:9")
+        monkeypatch.setattr(constants, "HF_HUB_OFFLINE", offline)
+        for options in ([], ["--out", str(tmp_path / "out")]):
+            assert self.publish("--dry-run", *options) == 0
+            first, *files, last = capsys.readouterr().out.splitlines()
+            assert first == "would publish http://127.0.0.1:9/acme/bssnet_t.roads (branch main)"
+            assert len(files) == 6 and all(file.startswith("  staged ") for file in files)
+            assert last.startswith("nothing could be compared with the Hub, which gave no answer: ")
+            assert ("HF_HUB_OFFLINE" in last) == offline
+        assert len(list((tmp_path / "out").iterdir())) == 6
+
+    @pytest.mark.parametrize("status", [401, 403, 500])
+    def test_dry_run_of_a_hub_that_answers_with_an_error(self, hub, status, capsys):
+        hub.trouble.status = status
+        assert "can't publish acme/bssnet_t.roads: " in self.error(capsys, "--dry-run")
+
     def test_private_and_revision(self, hub):
         publication = publish("bssnet_t.roads", "acme", private=True, revision="v2")
         assert publication.is_private and "@v2" in str(publication)
@@ -332,9 +360,9 @@ class TestPublish:
 
     def test_the_hub_is_down(self, hub, capsys, monkeypatch):
         hub.trouble.status = 500
-        assert "can't publish acme/bssnet_t.roads: Server error '500" in self.error(capsys)
+        assert re.search("can't publish acme/bssnet_t.roads: .*500", self.error(capsys))
         monkeypatch.setattr(constants, "ENDPOINT", "http://127.0.0.1:9")
-        assert "can't publish acme/bssnet_t.roads: [Errno" in self.error(capsys)
+        assert re.search(r"can't publish acme/bssnet_t.roads: .*\[Errno", self.error(capsys))
 
 
 class TestFetch:
@@ -392,6 +420,7 @@ class TestFetch:
     def test_offline(self, served, expected, monkeypatch):
         bssnet_zoo.create_model("bssnet_t", pretrained=True)
         monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+        forget_sessions()
         assert torch.equal(logits(bssnet_zoo.create_model("bssnet_t", pretrained=True)), expected)
         monkeypatch.setattr(constants, "HF_HUB_CACHE", constants.HF_HUB_CACHE + "2")
         self.refuse("can't fetch model.safetensors of bssnet-zoo/bssnet_t.camvid: .*HF_HUB_OFFLINE is set")
@@ -448,6 +477,7 @@ class TestFetch:
         self.refuse("It was removed from the cache; try again")
         assert torch.equal(logits(bssnet_zoo.create_model("bssnet_t", pretrained=True)), expected)
 
+    @pytest.mark.skipif(int(huggingface_hub.__version__.split(".")[0]) < 1, reason="it goes on from version 1")
     def test_a_connection_cut_in_the_middle(self, served, expected):
         served.trouble.cuts = 3
         assert torch.equal(logits(bssnet_zoo.create_model("bssnet_t", pretrained=True)), expected)

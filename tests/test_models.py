@@ -111,6 +111,47 @@ class TestContract:
         model = bssnet_zoo.create_model(variant, aux_heads=True, device="meta", dtype=torch.bfloat16)
         assert {(p.device.type, p.dtype) for p in model.parameters()} == {("meta", torch.bfloat16)}
 
+    @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float64])
+    def test_created_in_another_dtype(self, variant, dtype):
+        plain, model = build(variant).eval(), build(variant, dtype=dtype).eval()
+        assert {t.dtype for t in model.state_dict().values()} == {dtype, torch.int64}
+        plain.load_state_dict(model.state_dict())
+        x = torch.randn(1, 3, 64, 64)
+        with torch.inference_mode():
+            assert model(x.to(dtype)).dtype == dtype
+            assert close(model(x.to(dtype)).float(), plain(x), 0.1 if dtype == torch.bfloat16 else 1e-4)
+
+    def test_created_on_the_meta_device(self, variant):
+        whole = build(variant).eval()
+        with torch.device("meta"):
+            model = bssnet_zoo.create_model(variant).eval()
+        assert {t.device.type for t in model.state_dict().values()} == {"meta"}
+        model.to_empty(device="cpu").load_state_dict(whole.state_dict())
+        x = torch.randn(1, 3, 64, 64)
+        with torch.inference_mode():
+            assert torch.equal(model(x), whole(x))
+
+    @pytest.mark.parametrize("kwargs", [
+        {}, dict(aux_heads=True), dict(num_classes=0), dict(in_chans=1, num_classes=5), dict(features_only=True)])
+    def test_the_config_names_what_the_model_has(self, variant, kwargs):
+        model = bssnet_zoo.create_model(variant, device="meta", **kwargs)
+        model = model.model if kwargs.get("features_only") else model
+        assert model.default_cfg is model.pretrained_cfg
+        parameters, cfg = dict(model.named_parameters()), model.pretrained_cfg
+        assert parameters[f"{cfg['first_conv']}.weight"].shape[1] == kwargs.get("in_chans", 3)
+        assert cfg["classifier"] == tuple(
+            name.removesuffix(".weight") for name, p in parameters.items()
+            if name.endswith("classifier.weight") and not name.startswith(("border_head.", "spatial_head.")))
+        assert len(cfg["classifier"]) == (3 if kwargs.get("aux_heads") else int(model.num_classes > 0))
+
+    def test_the_arguments_are_saved_with_the_weights(self, variant, tmp_path):
+        model = build(variant, num_classes=5, in_chans=4, aux_heads=True, weighted=False).eval()
+        timm.models.save_for_hf(model, tmp_path, safe_serialization=True)
+        again = timm.create_model(f"local-dir:{tmp_path}", pretrained=True).eval()
+        assert str(again) == str(model)
+        assert all(torch.equal(a, b) for a, b in zip(
+            again.state_dict().values(), model.state_dict().values(), strict=True))
+
 
 class TestFeatures:
     def test_forward_intermediates(self, variant):
@@ -227,6 +268,13 @@ class TestTraining:
             timm.layers.set_reentrant_ckpt(False)
         assert model.stem[0].conv.weight.grad is not None
 
+    @pytest.mark.parametrize("trace", [lambda model: model, torch.fx.symbolic_trace], ids=["eager", "fx"])
+    def test_every_parameter_gets_a_gradient(self, variant, trace):
+        model = trace(build(variant, aux_heads=True).train())
+        output = model(torch.randn(2, 3, 64, 64))
+        sum(t.square().mean() for t in (output.seg, output.border, output.spatial, *output.aux)).backward()
+        assert not [name for name, p in model.named_parameters() if p.grad is None or not p.grad.isfinite().all()]
+
     def test_frozen_trunk_gets_no_gradient(self, variant):
         model = build(variant).train()
         model.stem.requires_grad_(False)
@@ -291,7 +339,8 @@ class TestCompilers:
         twin = copy.deepcopy(model)
         twin.set_grad_checkpointing(train)
         x = torch.randn(2, 3, 64, 64)
-        found, expected = torch.compile(twin, fullgraph=True, backend="aot_eager")(x), model(x)
+        backend = "aot_eager" if train else "eager"  # the first splits the graph into forward and backward, too
+        found, expected = torch.compile(twin, fullgraph=True, backend=backend)(x), model(x)
         if train:
             found.seg.mean().backward()
             found, expected = found.seg, expected.seg
@@ -299,11 +348,10 @@ class TestCompilers:
         assert close(found.detach(), expected.detach(), 1e-4)
 
     @pytest.mark.slow
-    def test_compile_with_inductor(self):
-        model = build("bssnet_t", pretrained=True).eval()
+    def test_compile_with_inductor(self, shallow):
         x = torch.randn(1, 3, 64, 64)
         with torch.inference_mode():
-            assert close(torch.compile(model, fullgraph=True)(x), model(x), 1e-4)
+            assert close(torch.compile(shallow, fullgraph=True)(x), shallow(x), 1e-4)
 
     def test_channels_last_and_bfloat16(self, variant):
         model = build(variant, pretrained=True).eval()

@@ -28,8 +28,9 @@ class Publication:
         revision: The branch.
         is_new: There was no such repository.
         is_private: It is private.
-        changes: "add", "change" or "same" for each file.
+        changes: "add", "change" or "same" for each file; "staged" if nothing could be compared.
         done: The files were uploaded.
+        not_compared: Why the Hub gave no answer, in a dry run: `is_new` and `is_private` are then guesses.
     """
 
     repo_id: str
@@ -39,11 +40,15 @@ class Publication:
     is_private: bool
     changes: dict[str, str]
     done: bool = False
+    not_compared: str | None = None
 
     def __str__(self) -> str:
-        kind = f"{'new ' if self.is_new else ''}{'private' if self.is_private else 'public'} repository"
-        lines = [f"{'published' if self.done else 'would publish'} {self.url} ({kind}, branch {self.revision})"]
+        kind = f"{'new ' if self.is_new else ''}{'private' if self.is_private else 'public'} repository, "
+        where = f"{'' if self.not_compared else kind}branch {self.revision}"
+        lines = [f"{'published' if self.done else 'would publish'} {self.url} ({where})"]
         lines += [f"  {change:<7} {file}" for file, change in self.changes.items()]
+        if self.not_compared:
+            lines.append(f"nothing could be compared with the Hub, which gave no answer: {self.not_compared}")
         if self.done:
             revision = "" if self.revision == "main" else f"@{self.revision}"
             lines.append(f'load it: timm.create_model("hf-hub:{self.repo_id}{revision}", pretrained=True)')
@@ -56,6 +61,12 @@ def _one_line_errors(repo_id: str) -> Iterator[None]:
         yield
     except Exception as error:  # which classes there are depends on the HTTP library under huggingface_hub
         raise RuntimeError(f"can't publish {repo_id}: {hub_error(error)}") from error
+
+
+def _gave_no_answer(error: Exception) -> bool:
+    """No network, or HF_HUB_OFFLINE: by name, as classes of requests or of httpx may be under huggingface_hub."""
+    names = {cls.__name__ for cls in type(error).__mro__}
+    return not names.isdisjoint({"ConnectionError", "NetworkError", "ProxyError", "Timeout", "TimeoutException"})
 
 
 def _remote_files(api: HfApi, repo_id: str, revision: str | None) -> dict[str, str | None]:
@@ -83,10 +94,25 @@ def _change(path: Path, remote: str | None) -> str:
     return "same" if remote in [h.hexdigest() for h in hashes] else "change"
 
 
-def _plan(api: HfApi, repo_id: str, folder: Path, files: list[str], private: bool, revision: str | None) -> Publication:
+def _plan(
+        api: HfApi,
+        repo_id: str,
+        folder: Path,
+        files: list[str],
+        private: bool,
+        revision: str | None,
+        dry_run: bool,
+) -> Publication:
+    url, branch = f"{api.endpoint}/{repo_id}", revision or "main"
     with _one_line_errors(repo_id):
-        is_private = _is_private(api, repo_id)
-        remote = _remote_files(api, repo_id, revision)
+        try:
+            is_private = _is_private(api, repo_id)
+            remote = _remote_files(api, repo_id, revision)
+        except Exception as error:
+            if not dry_run or not _gave_no_answer(error):
+                raise
+            return Publication(
+                repo_id, url, branch, True, private, dict.fromkeys(files, "staged"), not_compared=hub_error(error))
     changes = {file: _change(folder / file, remote.get(file)) for file in files}
     if changes[HUB_FILENAME] == "change":
         raise ValueError(
@@ -95,8 +121,7 @@ def _plan(api: HfApi, repo_id: str, folder: Path, files: list[str], private: boo
     if private and is_private is False:
         raise ValueError(f"{repo_id} is there and public: change that in its settings, private is for new repositories")
     return Publication(
-        repo_id, f"{api.endpoint}/{repo_id}", revision or "main", is_private is None,
-        private if is_private is None else is_private, changes)
+        repo_id, url, branch, is_private is None, private if is_private is None else is_private, changes)
 
 
 def _upload(api: HfApi, folder: Path, publication: Publication) -> None:
@@ -130,7 +155,7 @@ def publish(
         out: Folder to stage in, which stays; a temporary one if None.
         private: Make the repository private, if it is new.
         revision: Branch to upload to, made if it isn't there; main if None.
-        dry_run: Stage, look what would change, upload nothing.
+        dry_run: Stage, look what would change, upload nothing. Without a network, stage.
         **options: ``checkpoint``, ``data``, ``license``, ``size`` and ``image`` of `stage`.
 
     Raises:
@@ -144,7 +169,7 @@ def publish(
         folder = Path(folder)
         files = stage(name, organization, folder, **options)
         api = HfApi(library_name="bssnet_zoo")
-        publication = _plan(api, hub_id(name, organization), folder, files, private, revision)
+        publication = _plan(api, hub_id(name, organization), folder, files, private, revision, dry_run)
         if dry_run:
             return publication
         _upload(api, folder, publication)

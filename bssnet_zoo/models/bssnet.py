@@ -24,12 +24,14 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from ..data.classes import CAMVID
 from ..layers import LUAFM, PAPPM, UMF, BasicBlock, Bottleneck, ConvNormAct, NormActConv
-from .checkpoints import checkpoint_filter_fn
+from .checkpoints import CLASSIFIERS, checkpoint_filter_fn
 from .weights import hub_id, resolve_pretrained
 
 __all__ = ["BSSNet", "BSSNetOutput"]
 
 MIN_SIZE = 32  # height and width of an image, at least
+# whether what the compiler runs again in backward updates buffers once: 2.6 and 2.7 do so twice, 2.13 and 2.14 do not
+COMPILER_KEEPS_BUFFERS = tuple(map(int, torch.__version__.split(".")[:2])) >= (2, 13)
 
 
 class BSSNetOutput(NamedTuple):
@@ -302,7 +304,10 @@ class BSSNet(nn.Module):
 
     @torch.jit.ignore
     def set_grad_checkpointing(self, enable: bool = True) -> None:
-        """Trades time for memory in training: activations inside stages and branches are computed again in backward."""
+        """Trades time for memory in training: activations inside stages and branches are computed again in backward.
+
+        Under torch.compile from torch 2.13 on; before, a compiled model ignores it.
+        """
         self.grad_checkpointing = enable
 
     @torch.jit.ignore
@@ -334,8 +339,8 @@ class BSSNet(nn.Module):
 
     @torch.jit.unused
     def _checkpoint(self, module: nn.Module, *x: torch.Tensor) -> Any:
-        if torch.compiler.is_compiling():  # the compiler replays buffer updates correctly and takes no context of ours
-            return checkpoint(module, *x, use_reentrant=False)
+        if torch.compiler.is_compiling():  # the compiler takes no context of ours
+            return checkpoint(module, *x, use_reentrant=False) if COMPILER_KEEPS_BUFFERS else module(*x)
         return checkpoint(
             module, *x, use_reentrant=False, context_fn=lambda: (nullcontext(), keep_running_statistics(module)))
 
@@ -467,7 +472,7 @@ def _cfg(**kwargs: Any) -> dict[str, Any]:
         "num_classes": 19, "input_size": (3, 1024, 2048), "min_input_size": (3, MIN_SIZE, MIN_SIZE), "pool_size": None,
         "crop_pct": 1.0, "interpolation": "bilinear", "mean": IMAGENET_DEFAULT_MEAN, "std": IMAGENET_DEFAULT_STD,
         "first_conv": "stem.0.conv",
-        "classifier": ("head.classifier", "fcn_heads.0.classifier", "fcn_heads.1.classifier"),
+        "classifier": CLASSIFIERS,
         "paper_name": "BSSNet: A Real-Time Semantic Segmentation Network for Road Scenes Inspired From AutoEncoder",
         "paper_ids": "doi:10.1109/TCSVT.2023.3325360",
         **kwargs,
@@ -527,8 +532,12 @@ def _create_bssnet(
         feature_cfg=dict(out_indices=(0, 1, 2, 3, 4), feature_cls="getter", flatten_sequential=True),
         **kwargs,
     )
-    for module in model.modules():  # the config describes weights, it doesn't hold them
-        getattr(module, "pretrained_cfg", {}).pop("state_dict", None)
+    for module in model.modules():  # the wrapper of features_only has a config too
+        cfg = getattr(module, "pretrained_cfg", {})
+        cfg.pop("state_dict", None)  # the config describes weights, it doesn't hold them
+        if "classifier" in cfg:
+            names = dict(module.named_parameters())
+            cfg["classifier"] = tuple(name for name in CLASSIFIERS if f"{name}.weight" in names)
     return model
 
 

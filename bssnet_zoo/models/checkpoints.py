@@ -38,6 +38,7 @@ READ_ERRORS = (  # what damaged files make of the readers
     AttributeError, struct.error)
 BOOKKEEPING = re.compile(r"(steps|n_averaged|data_preprocessor\..*)$")
 TRAINING_HEADS = ("border_head.", "spatial_head.", "fcn_heads.")
+CLASSIFIERS = ("head.classifier", "fcn_heads.0.classifier", "fcn_heads.1.classifier")  # with training heads
 TRUNK = ("stem.", "stages.")
 
 TRUNK_NAMES = [
@@ -278,7 +279,7 @@ def _fit(state_dict: StateDict, model: nn.Module, adaptable: set[str]) -> StateD
     if required:
         raise ValueError(f"the checkpoint leaves {len(required)} tensors of the model unset: {_few(required)}")
     for name in set(state_dict) & adaptable:
-        if state_dict[name].shape != target[name].shape and name.startswith("spatial_head."):
+        if state_dict[name].shape != target[name].shape and name.startswith(TRAINING_HEADS):
             missing.append(name)
     initialised = sorted({name.rsplit(".", 1)[0] for name in missing if not name.endswith("num_batches_tracked")})
     if initialised:
@@ -303,7 +304,7 @@ def _check_in_chans(state_dict: StateDict, in_chans: int) -> None:
 
 def _without_classifiers(state_dict: StateDict) -> StateDict:
     return {name: tensor for name, tensor in state_dict.items()
-            if not re.match(r"(head|fcn_heads\.\d)\.classifier\.", name)}
+            if name.rpartition(".")[0] not in CLASSIFIERS}
 
 
 def checkpoint_filter_fn(state_dict: StateDict, model: "BSSNet") -> StateDict:
@@ -311,8 +312,8 @@ def checkpoint_filter_fn(state_dict: StateDict, model: "BSSNet") -> StateDict:
 
     Names are converted. Training heads are dropped if the model has none. What may stay as the model initialised it
     is taken from the model and logged: everything but the trunk for a PIDNet checkpoint; training heads that the
-    checkpoint lacks; the classifier of the spatial head for another ``in_chans``. timm then adapts the first
-    convolution, and drops the classifiers if the caller asked for another ``num_classes`` than the config's.
+    checkpoint lacks; the classifier of the spatial head for another ``in_chans``, those of the FCN heads for another
+    ``num_classes`` than the config's. timm then adapts the first convolution, and drops the segmentation classifier.
 
     Args:
         state_dict: Tensors of a checkpoint, under any of the known names.
@@ -327,7 +328,7 @@ def checkpoint_filter_fn(state_dict: StateDict, model: "BSSNet") -> StateDict:
     _check_num_classes(state_dict, (model.num_classes, cfg.get("num_classes", model.num_classes)))
     adaptable = {"stem.0.conv.weight", "spatial_head.classifier.weight", "spatial_head.classifier.bias"}
     if model.num_classes != cfg.get("num_classes"):
-        adaptable.update(f"{name}.{kind}" for name in cfg["classifier"] for kind in ("weight", "bias"))
+        adaptable.update(f"{name}.{kind}" for name in CLASSIFIERS for kind in ("weight", "bias"))
     if model.num_classes == 0:
         state_dict = _without_classifiers(state_dict)
     return _fit(state_dict, model, adaptable)
