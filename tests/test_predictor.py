@@ -9,6 +9,7 @@ from safetensors.torch import save_file
 
 import bssnet_zoo
 from bssnet_zoo import Predictor
+from bssnet_zoo.inference import resize
 from bssnet_zoo.inference.overlap import ahead
 from bssnet_zoo.models.weights import ASSETS
 
@@ -147,6 +148,17 @@ def test_errors(model, arguments, message):
     with pytest.raises((ValueError, FileNotFoundError), match=message) as error:
         Predictor(arguments.pop("model", model), **arguments)
     assert "\n" not in str(error.value)
+
+
+def test_strips_of_an_image_at_the_networks_size_are_resized_once(monkeypatch):
+    calls = []
+    resize_rows = resize.resize_rows
+    monkeypatch.setattr(resize, "resize_rows", lambda *args: calls.append(args) or resize_rows(*args))
+    logits = torch.randn(1, 3, 9, 12)
+    strips = list(resize.resize_logits(logits, (72, 96), (72, 96), (72, 96)))
+    expected = torch.nn.functional.interpolate(logits, size=(72, 96), mode="bilinear", align_corners=True)
+    torch.testing.assert_close(torch.cat(strips, dim=2), expected)
+    assert len(calls) == len(strips) == 3
 
 
 class TestAhead:

@@ -1,6 +1,8 @@
 """``bssnet-zoo predict``"""
 import argparse
 
+import torch
+
 from ..device import PRECISIONS, keep_freed_memory
 from ..inference.files import predict_files
 from ..inference.predictor import Predictor
@@ -47,6 +49,8 @@ def run(args: argparse.Namespace) -> int:
     predictor = Predictor(model, args.device, args.precision, args.backend, args.size)
     if predictor.runner.device.type == "cpu":
         keep_freed_memory()
+    if predictor.runner.backend == "openvino":  # which has threads of its own: torch's would spin beside them
+        torch.set_num_threads(1)
     summary = predict_files(predictor, args.images, args.out, args.overwrite)
     print(summary)
     return 1 if summary.failed else 0

@@ -96,6 +96,8 @@ class Predictor:
         if self.runner.fixed and self.size != self.runner.size:
             fixed = "x".join(map(str, self.runner.size or ()))
             raise ValueError(f"{model} takes images of {fixed} only: leave out the size, or export another file")
+        mean, std = (torch.tensor(x).reshape(3, 1, 1) for x in (self.runner.mean, self.runner.std))
+        self._scale, self._shift = 1 / std, -mean / std
         _logger.info("%r", self)
 
     def __repr__(self) -> str:
@@ -137,9 +139,10 @@ class Predictor:
         picture = TF.to_pil_image(rgb) if rgb.is_floating_point() else Image.fromarray(rgb.permute(1, 2, 0).numpy())
         if self.size is not None:
             rgb = TF.resize(rgb, self.size, antialias=True)
-        scale = 1. if rgb.is_floating_point() else 255.
-        images = TF.normalize(
-            rgb.float(), [scale * x for x in self.runner.mean], [scale * x for x in self.runner.std])
+        white = 1. if rgb.is_floating_point() else 255.
+        # (x / white - mean) / std in one pass
+        images = torch.addcmul(self._shift, rgb.to(torch.float32, memory_format=torch.contiguous_format),
+                               self._scale / white)
         height, width = rgb.shape[-2:]
         padding = (0, max(0, self.runner.min_size - width), 0, max(0, self.runner.min_size - height))
         if any(padding):

@@ -49,5 +49,6 @@ def resize_logits(
         rows = steps(torch.arange(top, min(top + strip, size[0]), dtype=torch.float64), seen[0], size[0])
         first, last = int(rows[0]), min(int(rows[-1]) + 1, seen[0] - 1)
         seen_rows = torch.arange(first, last + 1, dtype=torch.float64)
-        part = resize_rows(logits, steps(seen_rows, logits.shape[2], padded[0]), padded[1])
-        yield resize_rows(part[..., :seen[1]], rows - first, size[1])
+        part = resize_rows(logits, steps(seen_rows, logits.shape[2], padded[0]), padded[1])[..., :seen[1]]
+        same = tuple(seen) == tuple(size)
+        yield part[:, :, :len(rows)] if same else resize_rows(part, rows - first, size[1])
