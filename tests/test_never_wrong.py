@@ -125,6 +125,26 @@ class TestMasks:
         lines = missing_classes(dataset, check_dataset(dataset), "train")
         assert "1 masks in train are ignored as a whole: " in lines[-1]
 
+    def test_damaged_images(self, tmp_path, capsys):
+        data = self.folder(tmp_path, "classes: [road]", values=(0, 0))
+        noise = np.random.default_rng(0).integers(0, 256, (64, 96, 3), dtype=np.uint8)
+        (tmp_path / "images/train/a.png").unlink()
+        path = tmp_path / "images/train/a.jpg"
+        Image.fromarray(noise).save(path)
+        path.write_bytes(path.read_bytes()[:2000])  # with a whole header
+        check_dataset(open_dataset(data, "train"))
+        with pytest.raises(ValueError, match="1 files that can't be read: .*a.jpg"):
+            check_dataset(open_dataset(data, "train"), full=True)
+        assert main(["data", data, "--full", "--out", str(tmp_path / "sheet.png")]) == 2
+        assert "a.jpg" in capsys.readouterr().err and not (tmp_path / "sheet.png").exists()
+
+    @pytest.mark.parametrize("kind", ["images", "masks"])
+    def test_decompression_bombs(self, tmp_path, kind, monkeypatch):
+        data = self.folder(tmp_path, "classes: [road]", values=(0, 0))
+        monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 100)
+        with pytest.raises(ValueError, match="a.png.*decompression bomb"):
+            check_dataset(open_dataset(data, "train"))
+
     def test_training_says_so(self, tmp_path, tiny_recipe, capsys):
         data = write_folder(tmp_path / "data", train=4, val=2)
         (tmp_path / "data" / "dataset.yaml").write_text("classes: [sky, road, car, plane]\n")

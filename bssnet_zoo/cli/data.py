@@ -15,10 +15,11 @@ def add_parser(verbs: Verbs) -> None:
                         "the kind is found out if left out")
     parser.add_argument("--split", default="train", choices=SPLITS, help="default: %(default)s")
     parser.add_argument("--out", default="contact_sheet.png", metavar="PNG", help="default: %(default)s")
+    parser.add_argument("--full", action="store_true", help="decode every image, not just its header")
     parser.set_defaults(run=run)
 
 
 def run(args: argparse.Namespace) -> int:
-    print(report(args.data, args.split, args.out))
+    print(report(args.data, args.split, args.out, args.full))
     print(f"contact sheet: {args.out}")
     return 0

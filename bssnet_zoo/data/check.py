@@ -2,13 +2,15 @@
 import hashlib
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 from PIL import Image
+from tqdm import tqdm
 
 from .classes import IGNORE_INDEX
-from .datasets import UNKNOWN, SegmentationDataset, ranges, read_label
+from .datasets import UNKNOWN, UNREADABLE, SegmentationDataset, ranges, read_image, read_label
 
 __all__ = ["FileScan", "check_dataset", "fingerprint", "missing_classes", "scan_files"]
 
@@ -28,26 +30,38 @@ class FileScan:
     error: str = ""
 
 
-def scan_files(dataset: SegmentationDataset) -> list[FileScan]:
-    """Decode all labels and the headers of all images, in threads. A file that can't be read sets ``error``."""
+def scan_files(dataset: SegmentationDataset, full: bool = False) -> list[FileScan]:
+    """Decode all labels and the headers of all images, in threads. A file that can't be read sets ``error``.
+
+    Args:
+        dataset: The data set.
+        full: Decode the images as well: a header may be whole where the rest is damaged.
+    """
     with ThreadPoolExecutor() as pool:
-        return list(pool.map(_scan, dataset.files))
+        scans = pool.map(partial(_scan, full=full), dataset.files)
+        return list(tqdm(scans, "checking", len(dataset), unit="image", leave=False, disable=None))
 
 
-def _scan(pair: tuple[Path, Path]) -> FileScan:
+def _scan(pair: tuple[Path, Path], full: bool) -> FileScan:
     try:
+        if full:
+            read_image(pair[0])
         with Image.open(pair[0]) as image:
             size = (image.height, image.width)
             if image.getexif().get(ORIENTATION, 1) >= 5:  # shown turned by 90 degrees, and read so
                 size = size[::-1]
         label = read_label(pair[1])
-    except (OSError, RuntimeError, ValueError) as error:
-        return FileScan(*pair, error=str(error))
+    except UNREADABLE as error:
+        return FileScan(*pair, error=f"{pair[0]}: {error}" if str(pair[0]) not in str(error) else str(error))
     return FileScan(*pair, size, label.shape, np.bincount(label.ravel(), minlength=256))
 
 
-def check_dataset(dataset: SegmentationDataset) -> list[FileScan]:
+def check_dataset(dataset: SegmentationDataset, full: bool = False) -> list[FileScan]:
     """Check that every image has a label, of its size and with allowed values only.
+
+    Args:
+        dataset: The data set.
+        full: Decode the images as well, not just their headers.
 
     Returns:
         What was found in each pair of files.
@@ -56,7 +70,7 @@ def check_dataset(dataset: SegmentationDataset) -> list[FileScan]:
         ValueError: Anything is wrong; a line per kind of problem, with the count and the first files.
     """
     missing = [label for _, label in dataset.files if not label.is_file()]
-    scans = [scan for scan in scan_files(dataset) if scan.label_path.is_file()]
+    scans = [scan for scan in scan_files(dataset, full) if scan.label_path.is_file()]
     broken = [scan.error for scan in scans if scan.error]
     sizes = [
         f"{scan.label_path.name} ({_text(scan.label_size)}, image {_text(scan.image_size)})"

@@ -23,6 +23,9 @@ UNKNOWN = 254  # stands in a mapped label for a value that the data set doesn't 
 SPLITS = {"train": ("train",), "val": ("val",), "test": ("test",), "trainval": ("train", "val")}
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp")
 
+# what an image or label file may make of its reader
+UNREADABLE = (OSError, RuntimeError, SyntaxError, ValueError, Image.DecompressionBombError)
+
 Pair = tuple[Path, Path]
 IdMap = dict[int, int]
 
@@ -375,7 +378,7 @@ def read_label(path: Path) -> np.ndarray:
             if label.mode not in ("L", "P", "1"):
                 raise ValueError(f"{path}: a label of mode {label.mode}; 8-bit grey or palette PNGs are needed")
             return np.asarray(label, dtype=np.uint8)
-    except OSError as error:
+    except (OSError, SyntaxError, Image.DecompressionBombError) as error:
         raise RuntimeError(f"{path}: can't be read ({error})") from error
 
 

@@ -65,19 +65,20 @@ class DataReport:
         ])
 
 
-def report(spec: str, split: str, out: str | os.PathLike | None = None) -> DataReport:
+def report(spec: str, split: str, out: str | os.PathLike | None = None, full: bool = False) -> DataReport:
     """Check a split, count its pixels per class and write a contact sheet.
 
     Args:
         spec: As for ``open_dataset``.
         split: As for ``open_dataset``.
         out: Where to write the contact sheet (PNG); none is written without it.
+        full: Decode every image, not just its header.
 
     Raises:
         ValueError: As ``open_dataset`` and ``check_dataset``.
     """
     dataset = open_dataset(spec, split)
-    scans = check_dataset(dataset)
+    scans = check_dataset(dataset, full)
     num_classes = len(dataset.classes.names)
     per_image = np.stack([_class_counts(dataset, scan.counts) for scan in scans])
     pixels = per_image.sum(0)

@@ -102,7 +102,7 @@ def _train(
     warnings = []
     if process.primary and not checkpoint.exists():
         for dataset, split in ((train_set, recipe.train_split), (val_set, recipe.val_split)):
-            warnings += missing_classes(dataset, check_dataset(dataset), split)
+            warnings += missing_classes(dataset, check_dataset(dataset, full=True), split)
     if (warmup := warmup_iterations(recipe, iterations)) < recipe.warmup_iterations:
         warnings.append(f"The run has {iterations} iterations: a warm-up of {warmup} instead of "
                         f"{recipe.warmup_iterations}")
