@@ -124,6 +124,16 @@ def test_predictor_of_a_file_for_any_size(exported):
     assert Predictor(path, size="full")(tiny).labels.shape == (20, 40)
 
 
+def test_predict_takes_a_file(exported, tmp_path, capsys):
+    model, _, path = exported("bssnet_t", "torchscript")
+    arguments = ["predict", str(STREET), "--checkpoint", str(path), "--out", str(tmp_path), "--size", "96x128"]
+    assert cli.main(arguments) == 0
+    labels = np.array(Image.open(tmp_path / "street_labels.png"))
+    assert (labels == bssnet_zoo.predict(model, STREET, size=(96, 128)).labels).mean() > 0.9999
+    assert cli.main([*arguments, "--backend", "deploy"]) == 2
+    assert "is run by the library that it is for" in capsys.readouterr().err
+
+
 def test_predictor_of_a_file_that_ends_in_labels(exported):
     model, _, path = exported("bssnet_t", "onnx", size=SIZE, labels=True, normalize=True)
     expected = bssnet_zoo.predict(model, STREET, size=SIZE)
