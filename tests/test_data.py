@@ -19,6 +19,7 @@ from bssnet_zoo.data import (
     report,
     transforms,
 )
+from bssnet_zoo.data.datasets import add_dataset
 from bssnet_zoo.data.report import enet_weights
 
 SIZE = (12, 16)
@@ -86,6 +87,23 @@ class TestLayouts:
         train, val = open_dataset(spec, "train"), open_dataset(spec, "val")
         assert len(train) == 3
         assert open_dataset(spec, "trainval").files == train.files + val.files
+
+    def test_more_data(self, tmp_path):
+        """Images of the same name are replaced, others are added; a data set may lack a part of the split."""
+        dataset = open_dataset(make_folder(tmp_path / "small", names="abc"), "trainval")
+        add_dataset(dataset, make_folder(tmp_path / "full", names="bd", splits=("train",)), "trainval")
+        found = [str(image.relative_to(tmp_path).with_suffix("")) for image, _ in dataset.files]
+        assert found == [
+            "small/images/train/a", "full/images/train/b", "small/images/train/c", "small/images/val/a",
+            "small/images/val/b", "small/images/val/c", "full/images/train/d"]
+        assert all(image.stem == label.stem for image, label in dataset.files)
+
+    def test_more_data_of_other_classes(self, tmp_path):
+        dataset = open_dataset(make_folder(tmp_path / "a"), "train")
+        with pytest.raises(ValueError, match="has other classes"):
+            add_dataset(dataset, make_folder(tmp_path / "b", config="classes: [x, y, other]"), "train")
+        with pytest.raises(ValueError, match="is not a folder"):
+            add_dataset(dataset, f"folder:{tmp_path / 'none'}", "train")
 
     def test_trainval_with_two_namings(self, tmp_path):
         for split, suffix in (("train", "labelIds"), ("val", "trainIds")):

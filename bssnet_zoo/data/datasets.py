@@ -17,7 +17,7 @@ from . import transforms
 from .classes import CAMVID, CITYSCAPES, IGNORE_INDEX, ClassInfo, default_palette
 from .images import read_image as read_rgb
 
-__all__ = ["SPLITS", "SegmentationDataset", "open_dataset", "read_image", "read_label"]
+__all__ = ["SPLITS", "SegmentationDataset", "add_dataset", "open_dataset", "read_image", "read_label"]
 
 UNKNOWN = 254  # stands in a mapped label for a value that the data set doesn't know
 SPLITS = {"train": ("train",), "val": ("val",), "test": ("test",), "trainval": ("train", "val")}
@@ -210,6 +210,32 @@ def open_dataset(
         unpaired=[path for part in parts for path in part.unpaired],
         class_mix=class_mix,
     )
+
+
+def add_dataset(dataset: SegmentationDataset, spec: str, split: str) -> None:
+    """Add the images of another data set to one: those of the same name take the place of the images that are there.
+
+    So the full-size files of a part of a data set are preferred where there are any. Of a split such as ``"trainval"``
+    the parts that the other data set has are added.
+
+    Args:
+        dataset: What to add to, not yet cached.
+        spec: As for ``open_dataset``.
+        split: As for ``open_dataset``.
+
+    Raises:
+        ValueError: Other classes, other values in the labels, and what ``open_dataset`` refuses.
+    """
+    kind, _, folder = spec.partition(":")
+    root = Path(folder if kind in KINDS else spec).expanduser()
+    there = [part for part in SPLITS[split] if any(layout.folders(root, part)[0].is_dir() for layout in LAYOUTS)]
+    for part in there or SPLITS[split]:
+        other = open_dataset(spec, part)
+        if other.classes.names != dataset.classes.names or other.id_map != dataset.id_map:
+            raise ValueError(f"{spec} has other classes, or other values in its labels, than the data it is added to")
+        named = {image.stem: (image, label) for image, label in other.files}
+        dataset.files = [named.pop(image.stem, (image, label)) for image, label in dataset.files] + list(named.values())
+        dataset.unpaired += other.unpaired
 
 
 def dataset_classes(spec: str) -> ClassInfo:

@@ -13,7 +13,7 @@ from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 from torch.utils.data import DataLoader
 
-from ..data.datasets import SegmentationDataset, open_dataset
+from ..data.datasets import SegmentationDataset, add_dataset, open_dataset
 from ..data.sampler import TrainSampler
 from ..data.transforms import EvalTransform, TrainTransform
 from ..distributed import Process
@@ -41,6 +41,8 @@ def open_datasets(recipe: Recipe) -> tuple[SegmentationDataset, SegmentationData
         recipe.scale_range, recipe.base_size, recipe.crop_size, gamma=recipe.gamma, class_crop=recipe.class_crop)
     train_set = open_dataset(
         recipe.data, recipe.train_split, augment, seed=recipe.seed, class_mix=recipe.class_mix)
+    for spec in recipe.more_data or ():
+        add_dataset(train_set, spec, recipe.train_split)
     if recipe.cache:
         train_set.cache = {}
     return train_set, open_dataset(recipe.data, recipe.val_split, EvalTransform(recipe.val_size))

@@ -32,6 +32,8 @@ class Recipe:
                               "widen:FILE with the checkpoint of a bssnet_t; of a teacher's encoder imagenet or a file")
     weighted: bool = option(True, "fuse the branches by UMF; --no-weighted by a plain sum, for comparison")
     data: str = option("camvid:data/camvid", "camvid:DIR, cityscapes:DIR, nightcity:DIR or folder:DIR")
+    more_data: tuple[str, ...] | None = option(None, "further data sets of the same classes to train on; their images "
+                                                     "take the place of those of the same name")
     train_split: str = option("train", "split to train on: train, or trainval")
     val_split: str = option("val", "split to validate on: val or test")
 
