@@ -6,9 +6,8 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from conftest import SHARED, needs_shared
+from conftest import SHARED, needs_shared, write_folder
 from PIL import Image
-from test_train import write_folder
 from torch import nn
 
 import bssnet_zoo

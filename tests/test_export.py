@@ -124,6 +124,11 @@ def test_predictor_of_a_file_for_any_size(exported):
     assert Predictor(path, size="full")(tiny).labels.shape == (20, 40)
 
 
+def test_eval_of_an_exported_program(exported):
+    _, file, _ = exported("bssnet_t", "exported-program", size=SIZE)
+    assert not file.train().eval().training  # as `evaluate` does
+
+
 def test_predict_takes_a_file(exported, tmp_path, capsys):
     model, _, path = exported("bssnet_t", "torchscript")
     arguments = ["predict", str(STREET), "--checkpoint", str(path), "--out", str(tmp_path), "--size", "96x128"]

@@ -521,6 +521,8 @@ class TestVerify:
         assert main(["verify", "bssnet_t"]) == 1
         assert re.match(rf"DAMAGED  bssnet_t.camvid  \S+: sha256 \w+, expected {T.sha256}. Delete it\n$",
                         capsys.readouterr().out)
+        assert main(["verify"]) == 1
+        assert "MISSING  bssnet_b.camvid" in capsys.readouterr().out
         assert main(["verify", "bssnet_b"]) == 2
         assert "no file of 'bssnet_b' is bundled or cached here: there is bssnet_t.camvid" in capsys.readouterr().err
 

@@ -208,6 +208,13 @@ class TestPixels:
             check_dataset(dataset)
 
 
+def test_the_bytes_tell_the_kind_of_a_checkpoint(best, tmp_path):
+    shutil.copy(best, tmp_path / "mine.pth")
+    assert read_checkpoint(tmp_path / "mine.pth").keys() == read_checkpoint(best).keys()
+    torch.save(load_file(best), tmp_path / "mine.safetensors")
+    assert read_checkpoint(tmp_path / "mine.safetensors").keys() == read_checkpoint(best).keys()
+
+
 @pytest.mark.parametrize(("name", "change", "message"), [
     ("head.classifier.bias", lambda x: x * torch.nan, "has values that are NaN or infinite"),
     ("stem.0.conv.weight", lambda x: x / 0, "has values that are NaN or infinite"),

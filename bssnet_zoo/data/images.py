@@ -79,5 +79,6 @@ def _from_floats(image: torch.Tensor) -> torch.Tensor:
 
 
 def image_files(folder: Path) -> list[Path]:
-    """The image files below a folder, sorted."""
-    return sorted(path for path in folder.rglob("*") if path.suffix.lower() in IMAGE_SUFFIXES and path.is_file())
+    """The image files below a folder, sorted; hidden ones (of macOS, as ._a.jpg) are left out."""
+    return sorted(path for path in folder.rglob("*") if path.suffix.lower() in IMAGE_SUFFIXES and path.is_file()
+                  and not path.name.startswith("."))

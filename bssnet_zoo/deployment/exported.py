@@ -61,8 +61,9 @@ def open_torchscript(path: Path, threads: int | None, precision: str) -> tuple[R
 
 def open_program(path: Path, threads: int | None, precision: str) -> tuple[Run, dict[str, str]]:
     files = {"metadata.json": ""}
-    program = torch.export.load(path, extra_files=files)
-    return program.module(), json.loads(files["metadata.json"] or "{}")
+    module = torch.export.load(path, extra_files=files).module()
+    # not the module itself: it would become a part of ours, and refuses eval()
+    return lambda images: module(images), json.loads(files["metadata.json"] or "{}")
 
 
 OPENERS = {

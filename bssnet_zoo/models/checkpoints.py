@@ -121,13 +121,21 @@ def _refuse_pickle(path: Path, error: Exception) -> ValueError:
         "torch.save(torch.load(f, weights_only=False)['state_dict'], g))")
 
 
+def _is_safetensors(path: Path) -> bool:
+    """By its bytes, as names lie: the length of a JSON header, and the header."""
+    with path.open("rb") as file:
+        start = file.read(9)
+    return start[8:] == b"{" and int.from_bytes(start[:8], "little") < path.stat().st_size
+
+
 def _read_file(path: Path) -> Any:
     if not path.is_file():
         raise FileNotFoundError(f"checkpoint not found: {path}")
     try:
-        if path.suffix == ".safetensors":
+        if _is_safetensors(path):
             return load_file(path)
-        return torch.load(path, map_location="cpu", weights_only=True)
+        with path.open("rb") as file:  # by the file's name torch would judge what it is
+            return torch.load(file, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         if "Unsupported operand" in str(error):  # not an instruction of any pickle that torch.save writes
             raise ValueError(f"{path} is not a checkpoint, or damaged") from error

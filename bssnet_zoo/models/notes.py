@@ -6,7 +6,6 @@
 import json
 import os
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 from safetensors import SafetensorError, safe_open
@@ -18,8 +17,6 @@ __all__ = ["note_classes", "noted_classes", "noted_config", "read_notes"]
 
 def read_notes(path: str | os.PathLike[str]) -> dict[str, str]:
     """The metadata of a ``.safetensors`` file; nothing for other files, and for those that can't be read."""
-    if Path(path).suffix != ".safetensors":
-        return {}
     try:
         with safe_open(path, "pt") as file:
             return dict(file.metadata() or {})

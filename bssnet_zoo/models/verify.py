@@ -23,7 +23,7 @@ class FileCheck:
     Attributes:
         name: ``<model>.<tag>``, of a Hub repository with its organisation.
         path: The file.
-        found: Its sha256.
+        found: Its sha256; empty if a file of the package is missing.
         expected: The sha256 it should have, or its beginning.
     """
 
@@ -37,6 +37,8 @@ class FileCheck:
         return self.found.startswith(self.expected)
 
     def __str__(self) -> str:
+        if not self.found:
+            return f"MISSING  {self.name}  {self.path}: install the package again"
         if self.ok:
             return f"ok       {self.name}  {self.path}"
         return f"DAMAGED  {self.name}  {self.path}: sha256 {self.found}, expected {self.expected}. Delete it"
@@ -88,11 +90,15 @@ def verify_weights(names: Iterable[str] = (), cache_dir: str | Path | None = Non
     Raises:
         ValueError: A name that no file here belongs to.
     """
+    names = list(names)
     files = [*_bundled_files(), *_url_files(cache_dir), *_hub_files(cache_dir)]
     for name in names:
         if not any(name in _short_names(full) for full, _, _ in files):
             there = ", ".join(dict.fromkeys(full for full, _, _ in files)) or "nothing"
             raise ValueError(f"no file of '{name}' is bundled or cached here: there is {there}")
-    return [
+    missing = [] if names else [
+        FileCheck(name, weights.path, "", weights.sha256) for name, weights in WEIGHTS.items()
+        if not weights.path.is_file()]
+    return missing + [
         FileCheck(full, path, sha256(path), expected) for full, path, expected in files
         if not names or set(_short_names(full)) & set(names)]
