@@ -350,7 +350,8 @@ class TestCompilers:
     @pytest.mark.slow
     def test_compile_with_inductor(self, shallow):
         x = torch.randn(1, 3, 64, 64)
-        with torch.inference_mode():
+        # code for one number at a time compiles a third faster than vectors, and computes the same
+        with torch._inductor.config.patch({"cpp.simdlen": 1}), torch.inference_mode():
             assert close(torch.compile(shallow, fullgraph=True)(x), shallow(x), 1e-4)
 
     def test_channels_last_and_bfloat16(self, variant):

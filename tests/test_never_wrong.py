@@ -2,7 +2,6 @@
 import json
 import os
 import shutil
-import signal
 import subprocess
 import sys
 from dataclasses import replace
@@ -314,7 +313,10 @@ class TestLastNet:
         assert error.startswith("bssnet-zoo: error: KeyError: 'x'. Please report it") and error.count("\n") == 1
 
     def test_ctrl_c(self, monkeypatch, capsys):
-        monkeypatch.setattr("bssnet_zoo.cli.list.model_table", lambda: signal.raise_signal(signal.SIGINT))
+        def interrupted():
+            raise KeyboardInterrupt
+
+        monkeypatch.setattr("bssnet_zoo.cli.list.model_table", interrupted)
         assert main(["list"]) == 130
         assert capsys.readouterr().err == "bssnet-zoo: interrupted\n"
 

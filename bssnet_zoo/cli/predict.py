@@ -49,8 +49,12 @@ def run(args: argparse.Namespace) -> int:
     predictor = Predictor(model, args.device, args.precision, args.backend, args.size)
     if predictor.runner.device.type == "cpu":
         keep_freed_memory()
-    if predictor.runner.backend == "openvino":  # which has threads of its own: torch's would spin beside them
-        torch.set_num_threads(1)
-    summary = predict_files(predictor, args.images, args.out, args.overwrite)
+    threads = torch.get_num_threads()
+    try:
+        if predictor.runner.backend == "openvino":  # which has threads of its own: torch's would spin beside them
+            torch.set_num_threads(1)
+        summary = predict_files(predictor, args.images, args.out, args.overwrite)
+    finally:
+        torch.set_num_threads(threads)
     print(summary)
     return 1 if summary.failed else 0
