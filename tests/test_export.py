@@ -129,6 +129,14 @@ def test_eval_of_an_exported_program(exported):
     assert not file.train().eval().training  # as `evaluate` does
 
 
+@pytest.mark.parametrize("suffix", [".onnx", ".xml", ".torchscript", ".pt2"])
+def test_damaged_files(tmp_path, suffix):
+    path = tmp_path / f"damaged{suffix}"
+    path.write_bytes(b"no network")
+    with pytest.raises(ValueError, match=f"damaged{suffix} is damaged or no exported file: "):
+        Predictor(path)
+
+
 def test_predict_takes_a_file(exported, tmp_path, capsys):
     model, _, path = exported("bssnet_t", "torchscript")
     arguments = ["predict", str(STREET), "--checkpoint", str(path), "--out", str(tmp_path), "--size", "96x128"]

@@ -52,6 +52,15 @@ class TestAModelKnowsItsClasses:
             "bssnet_t", pretrained=True, num_classes=5, pretrained_cfg_overlay=dict(file=str(best)))
         assert bssnet_zoo.class_info(model).names[0] == "class_0"
 
+    def test_features_of_a_checkpoint(self, best):
+        model = bssnet_zoo.create_model("bssnet_t", checkpoint_path=best, num_classes=0)
+        assert model.num_classes == 0
+
+    def test_any_file_name(self, best, tmp_path):
+        shutil.copy(best, tmp_path / "epoch_100.ckpt")
+        for path in (tmp_path / "epoch_100.ckpt", str(tmp_path / "epoch_100.ckpt")):
+            assert bssnet_zoo.Predictor(path, backend="deploy").runner.classes.names == ("sky", "road", "car")
+
     def test_predict(self, best, tmp_path, capsys):
         assert main(["predict", str(STREET), "--checkpoint", str(best), "--out", str(tmp_path)]) == 0
         assert {line.split()[0] for line in capsys.readouterr().out.splitlines()[:3]} == {"sky", "road", "car"}
@@ -72,7 +81,9 @@ class TestAModelKnowsItsClasses:
     def test_publish(self, best, tmp_path):
         from bssnet_zoo.hub import stage
         stage("bssnet_t.mine", "me", tmp_path, checkpoint=best, license="cc-by-4.0")
-        assert json.loads((tmp_path / "config.json").read_text())["label_names"] == ["sky", "road", "car"]
+        config = json.loads((tmp_path / "config.json").read_text())
+        assert config["label_names"] == ["sky", "road", "car"]
+        assert config["pretrained_cfg"]["input_size"] == [3, 64, 96]
 
     def test_eleven_classes_of_nobody(self, tmp_path):
         save_file(bssnet_zoo.create_model("bssnet_t", num_classes=11).state_dict(), tmp_path / "mine.safetensors")

@@ -1,11 +1,13 @@
 """`Predictor`: what it prepares, what runs, and that every way gives the same answers."""
 import threading
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
 from safetensors.torch import save_file
+from timm.layers import freeze_batch_norm_2d
 
 import bssnet_zoo
 from bssnet_zoo import Predictor
@@ -87,6 +89,22 @@ def test_the_model_is_left_as_it_is(model):
     Predictor(deployed, backend="deploy", precision="bfloat16", size=64)(STREET)
     assert model.training and all(torch.equal(before[name], tensor) for name, tensor in model.state_dict().items())
     assert next(deployed.parameters()).dtype == torch.float32
+
+
+def test_frozen_norms_run_in_eval_mode(model):
+    frozen = freeze_batch_norm_2d(bssnet_zoo.create_model("bssnet_t", pretrained=True, drop_rate=0.5)).train()
+    predictor = Predictor(frozen, backend="deploy", precision="float32", size=64)
+    first, second = (predictor(STREET, probabilities=True).probabilities for _ in range(2))
+    assert np.array_equal(first, second) and frozen.training
+
+
+def test_threads_share_a_predictor(predictors):
+    predictor = predictors["openvino"]
+    expected = [predictor(image).labels for image in images()]
+    with ThreadPoolExecutor(4) as pool:
+        for _ in range(3):
+            for found, labels in zip(pool.map(predictor, images()), expected, strict=True):
+                assert np.array_equal(found.labels, labels)
 
 
 class TestAuto:

@@ -45,8 +45,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         The exit status: 0; 1 if some input failed; 2 if nothing could be done; 3 for an error that nobody thought of;
         130 after Ctrl-C.
     """
-    if threading.current_thread() is threading.main_thread():  # Python allows handlers nowhere else
-        signal.signal(signal.SIGTERM, _end)  # so that temporary files are removed
+    in_main_thread = threading.current_thread() is threading.main_thread()  # Python allows handlers nowhere else
+    previous = signal.signal(signal.SIGTERM, _end) if in_main_thread else None  # so that temporary files are removed
     try:
         args = build_parser().parse_args(argv)
         logging.basicConfig(level=logging.INFO if args.verbose else logging.WARNING, format="%(message)s")
@@ -62,6 +62,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         reason = " ".join(f"{type(error).__name__}: {error}".split())
         print(f"bssnet-zoo: error: {reason}. Please report it; 'bssnet-zoo -v' shows the traceback", file=sys.stderr)
         return 3
+    finally:
+        if in_main_thread:
+            signal.signal(signal.SIGTERM, previous or signal.SIG_DFL)
 
 
 def _end(number: int, frame: FrameType | None) -> NoReturn:

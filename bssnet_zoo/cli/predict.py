@@ -1,13 +1,16 @@
 """``bssnet-zoo predict``"""
 import argparse
+from pathlib import Path
 
 import torch
 
-from ..device import PRECISIONS, keep_freed_memory
+from ..deployment.exported import is_exported
+from ..device import PRECISIONS, keep_freed_memory, parse_device
 from ..inference.files import predict_files
 from ..inference.predictor import Predictor
 from ..inference.runner import BACKENDS
-from ..models import create_trained_model
+from ..models import create_trained_model, read_checkpoint
+from ..models.checkpoints import checkpoint_architecture
 from .options import Verbs, image_size
 
 
@@ -43,9 +46,12 @@ def size(text: str) -> tuple[int, ...] | str:
 def run(args: argparse.Namespace) -> int:
     if args.num_classes is not None and args.checkpoint is None:
         raise ValueError("--num-classes needs --checkpoint: the pretrained weights have the classes they have")
-    model = args.checkpoint or args.model or "bssnet_t"
+    model = args.checkpoint and Path(args.checkpoint) or args.model or "bssnet_t"
     if args.checkpoint and (args.model or args.num_classes):
-        model = create_trained_model(args.model or "bssnet_t", args.checkpoint, args.num_classes)
+        if is_exported(args.checkpoint):
+            raise ValueError(f"{args.checkpoint} knows its model and classes: leave out --model and --num-classes")
+        name = args.model or checkpoint_architecture(read_checkpoint(args.checkpoint))
+        model = create_trained_model(name, args.checkpoint, args.num_classes).to(parse_device(args.device))
     predictor = Predictor(model, args.device, args.precision, args.backend, args.size)
     if predictor.runner.device.type == "cpu":
         keep_freed_memory()

@@ -17,13 +17,17 @@ HINTS = {"float32": "f32", "bfloat16": "bf16", "float16": "f16"}
 Run = Callable[[torch.Tensor], torch.Tensor]
 
 
+class MissingPackage(RuntimeError):
+    """A package of an extra isn't installed."""
+
+
 def require(packages: Sequence[str], what: str) -> None:
     """RuntimeError that names the extra if one of the packages can't be imported."""
     for package in packages:
         try:
             importlib.import_module(package)
         except ImportError as error:
-            raise RuntimeError(f"{what} needs {package} ({error}): the extra [export], as in "
+            raise MissingPackage(f"{what} needs {package} ({error}): the extra [export], as in "
                                "pip install '.[export]'") from error
 
 
@@ -119,7 +123,13 @@ class ExportedModel(nn.Module):
         if not path.is_file():
             raise FileNotFoundError(f"exported file not found: {path}")
         self.runtime, opener = OPENERS[path.suffix]
-        self.run, self.metadata = opener(path, threads, precision)
+        try:
+            self.run, self.metadata = opener(path, threads, precision)
+        except MissingPackage:
+            raise
+        except Exception as error:  # each library has its own
+            reason = " ".join(str(error).split()) or type(error).__name__
+            raise ValueError(f"{path} is damaged or no exported file: {reason}") from error
         if "class_names" not in self.metadata:
             raise ValueError(f"{path} was not made by 'bssnet-zoo export': it does not say what its classes are")
         names, colours = json.loads(self.metadata["class_names"]), json.loads(self.metadata["palette"])

@@ -1,5 +1,6 @@
 """A model in OpenVINO on the CPU, without a file in between."""
 import copy
+import threading
 import warnings
 from collections.abc import Callable
 
@@ -46,14 +47,16 @@ class OpenVINOModel:
         model = model if is_deployed(model) else deploy(model)
         self.model = copy.deepcopy(model).cpu().float().eval().requires_grad_(False)
         self.precision = precision
+        self._lock = threading.Lock()
         self._networks: dict[tuple[int, int], Callable[[np.ndarray], np.ndarray]] = {}
 
     def __call__(self, images: torch.Tensor) -> torch.Tensor:
         height, width = images.shape[-2:]
-        size = (height, width) if not self._networks or (height, width) in self._networks else ANY_SIZE
-        if size not in self._networks:
-            self._networks[size] = self._compile(size)
-        return torch.from_numpy(self._networks[size](images.numpy()))
+        with self._lock:  # a request computes one thing at a time, into memory of its own
+            size = (height, width) if not self._networks or (height, width) in self._networks else ANY_SIZE
+            if size not in self._networks:
+                self._networks[size] = self._compile(size)
+            return torch.from_numpy(self._networks[size](images.numpy()))
 
     @torch.no_grad()
     def _compile(self, size: tuple[int, int]) -> Callable[[np.ndarray], np.ndarray]:

@@ -21,7 +21,7 @@ from ..inference.predictor import predict
 from ..models import BSSNet, convert_checkpoint, create_model, list_models, read_checkpoint
 from ..models.bssnet import as_bssnet
 from ..models.checkpoints import checkpoint_num_classes
-from ..models.notes import noted_classes, read_notes
+from ..models.notes import noted_classes, noted_config, read_notes
 from ..models.weights import ASSETS, HUB_FILENAME, WEIGHTS, hub_id
 from ..training.recipes import parse_recipe
 from .model_card import Provenance, model_card
@@ -173,7 +173,10 @@ def stage(
         convert_checkpoint(checkpoint, folder / HUB_FILENAME)
     if image is None:
         provenance = replace(provenance, sample_source="It is a frame of CamVid's test split, for research only.")
-    cfg = _save_config(name, classes, size or provenance.size, provenance.license, folder / "config.json")
+    size = size or provenance.size
+    if size is None and checkpoint is not None:  # validated at the images' own size: what it was trained for
+        size = noted_config(read_notes(checkpoint), checkpoint).get("input_size", ())[1:] or None
+    cfg = _save_config(name, classes, size, provenance.license, folder / "config.json")
     _save_preprocessor(cfg, folder / "preprocessor_config.json")
     model = as_bssnet(timm.create_model(f"local-dir:{folder}", pretrained=True)).eval()
     _save_pictures(model, STREET if image is None else image, folder)

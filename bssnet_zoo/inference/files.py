@@ -149,7 +149,7 @@ def predict_files(
         ValueError: A folder without images, an output folder that can't be written to.
     """
     out = Path(out)
-    files = find_images(paths, out)
+    files = find_images([paths] if isinstance(paths, (str, os.PathLike)) else paths, out)
     check_writable(out)
     classes = predictor.runner.classes
     if classes is None:

@@ -88,7 +88,7 @@ def create_runner(
     if is_exported(model):
         return _file_runner(Path(model), device, precision, backend)
     device = parse_device(None if device is None else str(device))
-    return _model_runner(open_model(model).to(device), device, precision, backend)
+    return _model_runner(open_model(model).to(device), None, precision, backend)
 
 
 def _fastest_precision(device: torch.device) -> str:
@@ -138,15 +138,18 @@ def _model_runner(
     parameter = next(model.parameters(), torch.empty(0))
     own = next((name for name, dtype in PRECISIONS.items() if dtype == parameter.dtype), "float32")
     device = parameter.device if device is None else parse_device(str(device))
+    if device.type == parameter.device.type and device.index is None:  # "cuda" is where a model on cuda:0 is
+        device = parameter.device
     deployable = _deployable(model)
-    backend = _choose(backend, model, deployable is not None, device, precision)
+    wanted = precision or (_fastest_precision(device) if own == "float32" else own)
+    backend = _choose(backend, model, deployable is not None, device, wanted)
     if backend == "eager" or deployable is None:
         if precision not in (None, own) or device != parameter.device:
             raise ValueError(f"backend 'eager' runs the model as it is, {own} on {parameter.device}: cast or move it "
                              "yourself, or take another backend")
         precision, run = own, _eager(model, parameter)
     else:
-        precision = precision or (_fastest_precision(device) if own == "float32" else own)
+        precision = wanted
         run = OpenVINOModel(deployable, precision) if backend == "openvino" else _deployed(
             deployable, device, precision)
     cfg = getattr(model, "pretrained_cfg", {})
@@ -170,7 +173,7 @@ def _deployable(model: nn.Module) -> BSSNet | None:
     return model if is_deployed(model) or model.decoder.fuse.attention is not None else None
 
 
-def _choose(backend: str, model: nn.Module, deployable: bool, device: torch.device, precision: str | None) -> str:
+def _choose(backend: str, model: nn.Module, deployable: bool, device: torch.device, precision: str) -> str:
     """The backend that runs a model, where it is "auto"; ValueError if it can't be that one."""
     if backend == "auto":
         if not deployable:
@@ -204,6 +207,6 @@ def _eager(model: nn.Module, parameter: torch.Tensor) -> Run:
 
 def _deployed(model: BSSNet, device: torch.device, precision: str) -> Run:
     as_asked: dict[str, Any] = dict(device=device, dtype=PRECISIONS[precision], memory_format=torch.channels_last)
-    deployed = (copy.deepcopy(model) if is_deployed(model) else deploy(model)).to(**as_asked)
+    deployed = (copy.deepcopy(model).eval() if is_deployed(model) else deploy(model)).to(**as_asked)
     return lambda images: _raw_logits(deployed, images.to(**as_asked))
 

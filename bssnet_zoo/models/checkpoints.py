@@ -167,14 +167,18 @@ def _unwrap(checkpoint: Any, source: object) -> StateDict:
 
 def _check_tensor(name: str, tensor: torch.Tensor, source: object) -> None:
     """Raises ValueError for values that no trained network has: they would give wrong answers without a word."""
-    if name.endswith("num_batches_tracked"):
-        return
-    if not tensor.is_floating_point():
-        raise ValueError(f"{source} is broken: {name} holds {tensor.dtype}, not floating point numbers")
     if not tensor.isfinite().all():
         raise ValueError(f"{source} is broken: {name} has values that are NaN or infinite")
     if name.endswith("running_var") and (tensor < 0).any():
         raise ValueError(f"{source} is broken: {name} has variances below 0")
+
+
+def _check_floats(state_dict: StateDict, source: object) -> StateDict:
+    """Refuses integers where our networks have none (those of others may)."""
+    for name, tensor in state_dict.items():
+        if not tensor.is_floating_point() and not name.endswith("num_batches_tracked"):
+            raise ValueError(f"{source} is broken: {name} holds {tensor.dtype}, not floating point numbers")
+    return state_dict
 
 
 def _subtract_stem_biases(state_dict: StateDict) -> StateDict:
@@ -235,9 +239,10 @@ def read_checkpoint(path: str | os.PathLike) -> StateDict:
     """
     state_dict = read_state_dict(path)
     try:
-        return convert_names(state_dict)
+        state_dict = convert_names(state_dict)
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from None
+    return _check_floats(state_dict, path)
 
 
 def checkpoint_num_classes(state_dict: StateDict) -> int | None:
@@ -331,7 +336,7 @@ def checkpoint_filter_fn(state_dict: StateDict, model: "BSSNet") -> StateDict:
         ValueError: Unknown or missing names, shapes of another variant, a class count that is neither the model's nor
             the pretrained config's.
     """
-    state_dict = convert_names(_unwrap(state_dict, "checkpoint"))
+    state_dict = _check_floats(convert_names(_unwrap(state_dict, "checkpoint")), "checkpoint")
     cfg = model.pretrained_cfg
     _check_num_classes(state_dict, (model.num_classes, cfg.get("num_classes", model.num_classes)))
     adaptable = {"stem.0.conv.weight", "spatial_head.classifier.weight", "spatial_head.classifier.bias"}

@@ -112,6 +112,7 @@ def open_model(name_or_file: str | os.PathLike[str]) -> nn.Module:
         FileNotFoundError: No such checkpoint.
         ValueError: What `create_trained_model` refuses.
     """
-    if not str(name_or_file).endswith(CHECKPOINT_SUFFIXES):
-        return create_trained_model(str(name_or_file))
+    if isinstance(name_or_file, str) and not name_or_file.endswith(CHECKPOINT_SUFFIXES) and not os.path.isfile(
+            name_or_file):
+        return create_trained_model(name_or_file)
     return create_trained_model(checkpoint_architecture(read_checkpoint(name_or_file)), name_or_file)

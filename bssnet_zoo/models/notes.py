@@ -4,6 +4,7 @@
 ``recipe`` (YAML), and what was measured: ``iteration``, ``miou``, ``split``, ``size``, ``precision``.
 """
 import json
+import logging
 import os
 from collections.abc import Mapping
 from typing import Any
@@ -13,6 +14,8 @@ from safetensors import SafetensorError, safe_open
 from ..data.classes import ClassInfo, hex_colour
 
 __all__ = ["note_classes", "noted_classes", "noted_config", "read_notes"]
+
+_logger = logging.getLogger(__name__)
 
 
 def read_notes(path: str | os.PathLike[str]) -> dict[str, str]:
@@ -55,6 +58,7 @@ def noted_config(notes: Mapping[str, str], path: str | os.PathLike[str]) -> dict
     classes = noted_classes(notes, path)
     config: dict[str, Any] = dict(tag=None, label_names=None, label_descriptions=None)
     if classes is None:
+        _logger.info("%s doesn't say what size its weights were made for", path)
         return config
     config.update(
         num_classes=len(classes.names), label_names=classes.names,

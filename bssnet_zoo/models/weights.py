@@ -280,6 +280,8 @@ def checkpoint_config(path: str | os.PathLike[str], num_classes: int) -> dict[st
     if any(weights.path.is_file() and sha256(path) == weights.sha256 for weights in WEIGHTS.values()):
         return {}
     config = noted_config(read_notes(path), path)
-    if config.get("num_classes", num_classes) != num_classes:
+    if num_classes == 0:  # features: no classes to name
+        config.pop("num_classes", None)
+    elif config.get("num_classes", num_classes) != num_classes:
         raise ValueError(f"{path} names {config['num_classes']} classes, the model has {num_classes}")
     return config
