@@ -9,8 +9,7 @@ from ..device import PRECISIONS, keep_freed_memory, parse_device
 from ..inference.files import predict_files
 from ..inference.predictor import Predictor
 from ..inference.runner import BACKENDS
-from ..models import create_trained_model, read_checkpoint
-from ..models.checkpoints import checkpoint_architecture
+from ..models import create_trained_model
 from .options import Verbs, image_size
 
 
@@ -50,8 +49,7 @@ def run(args: argparse.Namespace) -> int:
     if args.checkpoint and (args.model or args.num_classes):
         if is_exported(args.checkpoint):
             raise ValueError(f"{args.checkpoint} knows its model and classes: leave out --model and --num-classes")
-        name = args.model or checkpoint_architecture(read_checkpoint(args.checkpoint))
-        model = create_trained_model(name, args.checkpoint, args.num_classes).to(parse_device(args.device))
+        model = create_trained_model(args.model, args.checkpoint, args.num_classes).to(parse_device(args.device))
     predictor = Predictor(model, args.device, args.precision, args.backend, args.size)
     if predictor.runner.device.type == "cpu":
         keep_freed_memory()

@@ -84,22 +84,29 @@ def create_model(
 
 
 def create_trained_model(
-        model_name: str,
+        model_name: str | None,
         checkpoint_path: str | os.PathLike | None = None,
         num_classes: int | None = None,
         **kwargs: Any,
 ) -> nn.Module:
     """A model that can predict: with the weights of a checkpoint, else with its pretrained ones.
 
-    Arguments are those of `create_model`; the class count of a checkpoint is found in it, unless it is given.
+    Arguments are those of `create_model`; architecture and class count of a checkpoint are found in it, unless they are
+    given. Without a name or a checkpoint it is ``bssnet_t``.
 
     Raises:
         ValueError: Weights without a classifier, and what `create_model` refuses.
     """
+    if checkpoint_path is not None:
+        state_dict = read_checkpoint(checkpoint_path)
+        found = checkpoint_num_classes(state_dict)
+        if found is None:
+            raise ValueError(f"{checkpoint_path} has no trained classifier: it is a trunk to start training from")
+        model_name = model_name or checkpoint_architecture(state_dict)
+        num_classes = found if num_classes is None else num_classes
+    model_name = model_name or "bssnet_t"
     if checkpoint_path is None and model_name.endswith(".pidnet_in1k"):
         raise ValueError(f"{model_name} has no trained classifier: it is a trunk to start training from")
-    if checkpoint_path is not None and checkpoint_num_classes(read_checkpoint(checkpoint_path)) is None:
-        raise ValueError(f"{checkpoint_path} has no trained classifier: it is a trunk to start training from")
     return create_model(
         model_name, pretrained=checkpoint_path is None, checkpoint_path=checkpoint_path, num_classes=num_classes,
         **kwargs)
@@ -115,4 +122,4 @@ def open_model(name_or_file: str | os.PathLike[str]) -> nn.Module:
     if isinstance(name_or_file, str) and not name_or_file.endswith(CHECKPOINT_SUFFIXES) and not os.path.isfile(
             name_or_file):
         return create_trained_model(name_or_file)
-    return create_trained_model(checkpoint_architecture(read_checkpoint(name_or_file)), name_or_file)
+    return create_trained_model(None, name_or_file)

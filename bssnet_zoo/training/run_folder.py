@@ -11,7 +11,6 @@ from filelock import FileLock, Timeout
 from ..data.datasets import dataset_classes
 from ..models import BSSNet, create_trained_model
 from ..models.bssnet import as_bssnet
-from ..models.checkpoints import checkpoint_architecture, read_checkpoint
 from ..models.notes import read_notes
 from .recipes import Recipe, load_recipe, parse_recipe, save_recipe
 
@@ -98,9 +97,7 @@ def trained_model(name: str | None = None, checkpoint: str | None = None, data: 
         data: ``KIND:DIR`` that it was trained on, for names and colours; None for what its run says.
     """
     recipe = run_recipe(checkpoint)
-    if checkpoint and not name:
-        name = recipe.model if recipe else checkpoint_architecture(read_checkpoint(checkpoint))
-    model = as_bssnet(create_trained_model(name or "bssnet_t", checkpoint))
+    model = as_bssnet(create_trained_model(name or (recipe.model if recipe else None), checkpoint))
     if not model.pretrained_cfg.get("label_names"):
         data = data or (recipe.data if recipe else None)
     if checkpoint and data:
