@@ -1,12 +1,18 @@
-"""Files that are whole or absent, and their hashes."""
+"""Files that are whole or absent, their hashes, and YAML from strangers."""
 import hashlib
 import os
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
-__all__ = ["atomic_path", "sha256"]
+import yaml
+from safetensors import SafetensorError
+
+__all__ = ["atomic_path", "check_writable", "parse_yaml", "sha256"]
+
+YAML_CHARACTERS = 1 << 20
 
 
 @contextmanager
@@ -14,11 +20,14 @@ def atomic_path(path: str | os.PathLike) -> Iterator[Path]:
     """A temporary path beside ``path`` to write to: renamed to ``path`` at the end, removed if the block fails.
 
     Raises:
-        OSError: The folder can't be made or written to.
+        OSError: The folder can't be made or written to, or the disk is full; the message names ``path``.
     """
     path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.stem}-", suffix=path.suffix)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.stem}-", suffix=path.suffix)
+    except OSError as error:
+        raise _unwritten(path, error) from error
     os.close(handle)
     temporary = Path(name)
     try:
@@ -27,8 +36,31 @@ def atomic_path(path: str | os.PathLike) -> Iterator[Path]:
         os.umask(umask)
         temporary.chmod(0o666 & ~umask)  # mkstemp makes private files
         temporary.replace(path)
+    except SafetensorError as error:  # which says what the system said
+        raise OSError(f"{path} can't be written: {error}") from error
+    except OSError as error:
+        if error.filename is not None and name not in map(str, (error.filename, error.filename2)):
+            raise  # of another file
+        raise _unwritten(path, error) from error
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def check_writable(path: str | os.PathLike) -> None:
+    """Raises OSError if `atomic_path` can't make a file of that name: before the work, not after it."""
+    path = Path(path)
+    if path.is_dir():
+        raise IsADirectoryError(f"{path} can't be written: it is a folder")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=path.parent):
+            pass
+    except OSError as error:
+        raise _unwritten(path, error) from error
+
+
+def _unwritten(path: Path, error: OSError) -> OSError:
+    return type(error)(f"{path} can't be written: {error.strerror or error}")
 
 
 def sha256(path: str | os.PathLike) -> str:
@@ -38,3 +70,28 @@ def sha256(path: str | os.PathLike) -> str:
         while block := file.read(1 << 20):
             digest.update(block)
     return digest.hexdigest()
+
+
+class _PlainLoader(yaml.SafeLoader):
+    """YAML without aliases, with which a few lines stand for gigabytes."""
+
+    def compose_node(self, parent: Any, index: Any) -> Any:
+        if self.check_event(yaml.AliasEvent):
+            raise ValueError("an alias (*name) is not allowed")
+        return super().compose_node(parent, index)
+
+
+def parse_yaml(text: str) -> Any:
+    """What a YAML text of limited size says, in plain Python objects.
+
+    Raises:
+        ValueError: It is no YAML, longer than a mebibyte, nested too deep or uses aliases. The message is one line.
+    """
+    if len(text) > YAML_CHARACTERS:
+        raise ValueError(f"{len(text)} characters are too many")
+    try:
+        return yaml.load(text, _PlainLoader)
+    except yaml.YAMLError as error:
+        raise ValueError(" ".join(str(error).split())) from None
+    except RecursionError:
+        raise ValueError("it is nested too deep") from None

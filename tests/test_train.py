@@ -140,8 +140,8 @@ class TestRecipes:
         ({"batch_size": 0}, "batch_size must be more than 0"),
         ({"feature_weight": -1.}, "feature_weight must be 0 or more, got -1.0"),
         ({"ema_decay": 1.}, "ema_decay"),
-        ({"crop_size": (64,)}, "crop_size must be a height and a width"),
-        ({"val_size": (64, 0)}, "val_size must be a height and a width"),
+        ({"crop_size": (64,)}, "crop_size must be 2 whole numbers"),
+        ({"val_size": (64, 0)}, "val_size must be 32 or more high and wide"),
     ])
     def test_bad_values(self, options, message):
         with pytest.raises(ValueError, match=message):

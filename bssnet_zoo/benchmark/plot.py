@@ -1,25 +1,36 @@
 """A picture of the speeds that `table.bench_size` measured."""
 import os
+from pathlib import Path
 from typing import Any
 
 from ..files import atomic_path
 
-__all__ = ["plot"]
+__all__ = ["check_plot", "plot"]
 
 COLORS = {"float32": "#4c72b0", "bfloat16": "#dd8452", "float16": "#8172b3", "int8": "#55a868"}
 
 
-def plot(report: dict[str, Any], path: str | os.PathLike) -> None:
-    """Draws the FPS of each side: a column for each size, a row for each network.
+def check_plot(path: str | os.PathLike) -> None:
+    """Raises what `plot` would raise, before hours are spent on what it draws.
 
     Raises:
         RuntimeError: matplotlib isn't installed.
+        ValueError: A file of a kind that matplotlib doesn't write.
     """
     try:
-        from matplotlib.figure import Figure
-        from matplotlib.patches import Patch
+        from matplotlib.backend_bases import FigureCanvasBase
     except ImportError:
         raise RuntimeError("--plot needs matplotlib: the extra [bench], as in pip install '.[bench]'") from None
+    kinds = FigureCanvasBase.get_supported_filetypes()
+    if Path(path).suffix.removeprefix(".").lower() not in kinds:
+        raise ValueError(f"--plot {path}: the name must end in .{', .'.join(sorted(kinds))}")
+
+
+def plot(report: dict[str, Any], path: str | os.PathLike) -> None:
+    """Draws the FPS of each side: a column for each size, a row for each network. `check_plot` says what it takes."""
+    from matplotlib.figure import Figure
+    from matplotlib.patches import Patch
+
     parts = report["sizes"]
     labels: dict[str, dict[tuple[str, str], None]] = {}  # of each network: its sides at any size, in order
     for row in (row for part in parts for row in part["results"]):

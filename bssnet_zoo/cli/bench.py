@@ -8,10 +8,10 @@ from dataclasses import asdict
 import torch
 
 from ..benchmark.backends import BACKENDS, PEAKS, Settings
-from ..benchmark.plot import plot
+from ..benchmark.plot import check_plot, plot
 from ..benchmark.table import bench_size, choose_sides, machine_facts, markdown
 from ..device import parse_device
-from ..files import atomic_path
+from ..files import atomic_path, check_writable
 from .options import Verbs, height_and_width
 
 
@@ -51,6 +51,10 @@ def run(args: argparse.Namespace) -> int:
     if min(args.threads, args.rounds, args.seconds) <= 0:
         raise ValueError(f"--threads, --rounds and --seconds must be above 0, got {args.threads}, {args.rounds} and "
                          f"{args.seconds}")
+    if args.plot:
+        check_plot(args.plot)
+    for target in filter(None, (args.json, args.plot)):
+        check_writable(target)
     device = parse_device(args.device)
     settings = Settings(device, args.threads, args.seconds, args.rounds, args.full_size, args.calibration)
     here = [name for name, backend in BACKENDS.items() if not backend.devices or device.type in backend.devices]

@@ -1,6 +1,7 @@
 """``bssnet-zoo eval``"""
 import argparse
 import logging
+from collections.abc import Sequence
 
 import torch
 
@@ -54,6 +55,8 @@ def run(args: argparse.Namespace) -> int:
     exported = ExportedModel(args.checkpoint, precision=args.precision) if is_exported(args.checkpoint) else None
     size = args.size or (exported.size if exported else recipe.val_size if recipe else None)
     model_name = args.model or (recipe.model if recipe else "bssnet_t")
+    if exported and exported.size:
+        check_fixed_size(args, exported.size)
     process = init_process("cpu" if exported else args.device)
     dataset = open_dataset(data, split, EvalTransform(size=size))
     if process.primary:
@@ -72,3 +75,15 @@ def run(args: argparse.Namespace) -> int:
         print(f"{data}, split {split}")
         print(result)
     return 0
+
+
+def check_fixed_size(args: argparse.Namespace, size: Sequence[int]) -> None:
+    """Raises ValueError for options with which an exported file would get images of another size than its own."""
+    fixed = "x".join(map(str, size))
+    if args.size and list(args.size) != list(size):
+        raise ValueError(f"{args.checkpoint} takes images of {fixed} only, not --size {'x'.join(map(str, args.size))}: "
+                         "leave it out, or export another file")
+    windows = args.sliding_window and (args.sliding_window is True or list(args.sliding_window) != list(size))
+    if windows or args.scales != [1.]:
+        raise ValueError(f"{args.checkpoint} takes images of {fixed} only: leave out --scales and --sliding-window, or "
+                         "export with --dynamic")

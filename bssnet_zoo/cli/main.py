@@ -52,7 +52,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         logging.basicConfig(level=logging.INFO if args.verbose else logging.WARNING, format="%(message)s")
         return args.run(args)
     except (ValueError, RuntimeError, OSError) as error:
-        print(f"bssnet-zoo: error: {error}", file=sys.stderr)
+        _logger.info("", exc_info=True)
+        print(f"bssnet-zoo: error: {_message(error)}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print("bssnet-zoo: interrupted", file=sys.stderr)
@@ -65,6 +66,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     finally:
         if in_main_thread:
             signal.signal(signal.SIGTERM, previous or signal.SIG_DFL)
+
+
+def _message(error: Exception) -> str:
+    text = str(error).rstrip()
+    if "\nOriginal Traceback" in text:  # of a process that loads images: torch puts the traceback into the message
+        text = text.rpartition("\n")[2].partition(": ")[2]
+    return text
 
 
 def _end(number: int, frame: FrameType | None) -> NoReturn:

@@ -1,5 +1,6 @@
 """``bssnet-zoo predict``"""
 import argparse
+import logging
 from pathlib import Path
 
 import torch
@@ -10,7 +11,10 @@ from ..inference.files import predict_files
 from ..inference.predictor import Predictor
 from ..inference.runner import BACKENDS
 from ..models import create_trained_model
+from ..models.weights import checkpoint_config
 from .options import Verbs, image_size
+
+_logger = logging.getLogger(__name__)
 
 
 def add_parser(verbs: Verbs) -> None:
@@ -51,6 +55,8 @@ def run(args: argparse.Namespace) -> int:
             raise ValueError(f"{args.checkpoint} knows its model and classes: leave out --model and --num-classes")
         model = create_trained_model(args.model, args.checkpoint, args.num_classes).to(parse_device(args.device))
     predictor = Predictor(model, args.device, args.precision, args.backend, args.size)
+    if args.checkpoint and args.size is None and not is_exported(args.checkpoint):
+        warn_of_unknown_size(args.checkpoint, predictor)
     if predictor.runner.device.type == "cpu":
         keep_freed_memory()
     threads = torch.get_num_threads()
@@ -62,3 +68,11 @@ def run(args: argparse.Namespace) -> int:
         torch.set_num_threads(threads)
     print(summary)
     return 1 if summary.failed else 0
+
+
+def warn_of_unknown_size(checkpoint: str, predictor: Predictor) -> None:
+    config = checkpoint_config(checkpoint, num_classes=0)
+    if config and "input_size" not in config:
+        shorter_side = predictor.size[0] if predictor.size else "any length"
+        _logger.warning("%s doesn't say what size its weights were made for: the network sees images with a shorter "
+                        "side of %s; --size says another", checkpoint, shorter_side)

@@ -1,5 +1,6 @@
 """Class names and palettes of the data sets."""
 from dataclasses import dataclass
+from typing import Any
 
 __all__ = ["CAMVID", "CITYSCAPES", "IGNORE_INDEX", "ClassInfo", "default_palette", "hex_colour"]
 
@@ -24,6 +25,12 @@ class ClassInfo:
             raise ValueError(f"{len(self.names)} class names, but {len(self.palette)} colours")
         if self.class_weights is not None and len(self.names) != len(self.class_weights):
             raise ValueError(f"{len(self.names)} class names, but {len(self.class_weights)} class weights")
+
+    @property
+    def config(self) -> dict[str, Any]:
+        """Names and colours in the words of timm's pretrained configs."""
+        return {"label_names": self.names,
+                "label_descriptions": dict(zip(self.names, self.hex_palette, strict=True))}
 
     @property
     def hex_palette(self) -> tuple[str, ...]:

@@ -2,17 +2,19 @@
 import os
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from numbers import Integral
 from pathlib import Path
+from reprlib import repr as short
 from typing import Any, Protocol
 
 import numpy as np
 import torch
-import yaml
 from PIL import Image
 from torch import Tensor
 from torch.utils.data import Dataset
 from torchvision import datasets as torchvision_datasets
 
+from ..files import parse_yaml
 from . import transforms
 from .classes import CAMVID, CITYSCAPES, IGNORE_INDEX, ClassInfo, default_palette
 from .images import read_image as read_rgb
@@ -332,28 +334,30 @@ def _read_yaml(path: Path) -> tuple[ClassInfo, IdMap]:
     if not path.is_file():
         raise ValueError(f"{path} is missing; it needs at least a line like: classes: [road, car]")
     try:
-        return _parse(yaml.safe_load(path.read_text(encoding="utf-8")))
-    except (ValueError, yaml.YAMLError) as error:
+        return _parse(parse_yaml(path.read_text(encoding="utf-8")))
+    except ValueError as error:
         raise ValueError(f"{path}: {error}") from None
 
 
 def _parse(content: Any) -> tuple[ClassInfo, IdMap]:
     types = {"classes": list, "palette": list, "ignore_index": int, "id_map": dict}
     for key, value in content.items() if isinstance(content, dict) else [("content", content)]:
-        if not isinstance(value, types.get(key, ())):
-            raise ValueError(f"{key} is {value!r}; known are classes: [name, ...], palette: [[r, g, b], ...], "
+        if not isinstance(value, types.get(key, ())) or isinstance(value, bool):
+            raise ValueError(f"{key} is {short(value)}; known are classes: [name, ...], palette: [[r, g, b], ...], "
                              "ignore_index: number and id_map: {value: id}")
     odd = [name for name in content.get("classes", ()) if isinstance(name, bool) or not isinstance(name, (str, int))]
     if odd:
-        raise ValueError(f"{odd[0]!r} among the classes is no name: YAML reads no, yes, on, off and null as values; "
-                         "write it in quotes")
+        raise ValueError(f"{short(odd[0])} among the classes is no name: YAML reads no, yes, on, off and null as "
+                         "values; write it in quotes")
     names = tuple(map(str, content.get("classes", ())))
     if twice := sorted({name for name in names if names.count(name) > 1}):
         raise ValueError(f"classes are named twice: {', '.join(twice)}")
-    palette = tuple(map(tuple, content.get("palette", default_palette(len(names)))))
-    if any(len(colour) != 3 or not all(channel in range(256) for channel in colour) for colour in palette):
-        raise ValueError(f"palette is {palette}; three numbers 0-255 per class are needed")
-    classes = ClassInfo(names, palette)
+    colours = content.get("palette", default_palette(len(names)))
+    for colour in colours:
+        if not isinstance(colour, (list, tuple)) or len(colour) != 3 or not all(map(_is_byte, colour)):
+            raise ValueError(f"{short(colour)} in the palette is no colour; three numbers 0-255 are needed, as in "
+                             "[128, 64, 0]")
+    classes = ClassInfo(names, tuple(map(tuple, colours)))
     id_map, ignored = content.get("id_map", _identity(classes)), content.get("ignore_index", IGNORE_INDEX)
     if "ignore_index" not in content and IGNORE_INDEX in id_map:
         ignored = None  # 255 is a class, or named as ignored
@@ -365,6 +369,10 @@ def _parse(content: Any) -> tuple[ClassInfo, IdMap]:
     return classes, id_map
 
 
+def _is_byte(value: Any) -> bool:
+    return isinstance(value, Integral) and not isinstance(value, bool) and value in range(256)
+
+
 def _id_table(id_map: IdMap, num_classes: int) -> np.ndarray:
     """The id map as 256 class ids, ``UNKNOWN`` for values that it doesn't list."""
     if not 0 < num_classes <= UNKNOWN:
@@ -372,9 +380,9 @@ def _id_table(id_map: IdMap, num_classes: int) -> np.ndarray:
     table = np.full(256, UNKNOWN, np.uint8)
     table[IGNORE_INDEX] = IGNORE_INDEX
     for value, class_id in id_map.items():
-        if value not in range(256) or class_id not in (*range(num_classes), IGNORE_INDEX):
-            raise ValueError(
-                f"id_map has {value!r}: {class_id!r}; values are 0-255, ids 0-{num_classes - 1} or {IGNORE_INDEX}")
+        if not _is_byte(value) or not _is_byte(class_id) or class_id not in (*range(num_classes), IGNORE_INDEX):
+            raise ValueError(f"id_map has {short(value)}: {short(class_id)}; values are 0-255, ids 0-{num_classes - 1} "
+                             f"or {IGNORE_INDEX}")
         table[value] = class_id
     return table
 

@@ -151,6 +151,8 @@ def export_model(
         warnings.simplefilter("ignore")  # the exporters' own
         try:
             converted = FORMATS[format].convert(graph.eval(), size)
+        except OSError:
+            raise
         except Exception as error:  # each exporter has its own
             reason = (str(error).strip() or type(error).__name__).splitlines()[0]
             raise RuntimeError(f"this model can't become {format}: {reason}") from error

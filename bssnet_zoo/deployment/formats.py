@@ -2,6 +2,7 @@
 import json
 import tempfile
 from collections.abc import Callable, Sequence
+from io import BytesIO
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -87,15 +88,22 @@ def write_openvino(model: Any, path: Path, metadata: dict[str, str]) -> None:
 
     for key, value in metadata.items():
         model.set_rt_info(value, ["model_info", key])
-    openvino.save_model(model, path, compress_to_fp16=metadata["precision"] == "float16")
+    try:
+        openvino.save_model(model, path, compress_to_fp16=metadata["precision"] == "float16")
+    except RuntimeError as error:  # "iostream error" where a disk is full
+        raise OSError(error) from error
 
 
 def write_torchscript(model: torch.jit.ScriptModule, path: Path, metadata: dict[str, str]) -> None:
-    model.save(str(path), _extra_files={"metadata.json": json.dumps(metadata)})
+    buffer = BytesIO()  # torch aborts the process where a disk is full
+    torch.jit.save(model, buffer, _extra_files={"metadata.json": json.dumps(metadata)})
+    path.write_bytes(buffer.getbuffer())
 
 
 def write_program(model: ExportedProgram, path: Path, metadata: dict[str, str]) -> None:
-    torch.export.save(model, path, extra_files={"metadata.json": json.dumps(metadata)})
+    buffer = BytesIO()
+    torch.export.save(model, buffer, extra_files={"metadata.json": json.dumps(metadata)})
+    path.write_bytes(buffer.getbuffer())
 
 
 class Format(NamedTuple):

@@ -107,8 +107,7 @@ def _save_config(name: str, classes: ClassInfo, size: Sequence[int] | None, lice
         architecture, num_classes=len(classes.names), pretrained_cfg=get_pretrained_cfg(architecture),
         pretrained_cfg_overlay=overlay, device="meta"))
     with atomic_path(path) as temporary:
-        save_config_for_hf(model, str(temporary), model_config=dict(
-            label_names=classes.names, label_descriptions=dict(zip(classes.names, classes.hex_palette, strict=True))))
+        save_config_for_hf(model, str(temporary), model_config=classes.config)
     return model.pretrained_cfg
 
 

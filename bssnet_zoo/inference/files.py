@@ -161,6 +161,8 @@ def predict_files(
             return file, predictor.prepare(file[0])
         except (OSError, ValueError) as error:
             return file, str(error)
+        except (MemoryError, RuntimeError) as error:
+            return file, f"{file[0]}: {str(error).splitlines()[0]}"
 
     def finish(file: Path, written: Future[tuple[Path, Path]], counts: np.ndarray) -> None:
         try:
@@ -177,9 +179,13 @@ def predict_files(
             if isinstance(prepared, str):
                 summary.failed[file] = prepared
             else:
-                prediction = predictor.segment(prepared)
-                written = writer.submit(save_prediction, prediction, out / name, overwrite)
-                writing.append((file, written, prediction.counts()))
+                try:
+                    prediction = predictor.segment(prepared)
+                except (MemoryError, RuntimeError) as error:  # torch has no other error for an image that is too large
+                    summary.failed[file] = f"{file}: {str(error).splitlines()[0]}"
+                else:
+                    written = writer.submit(save_prediction, prediction, out / name, overwrite)
+                    writing.append((file, written, prediction.counts()))
             if len(writing) > WRITING:
                 finish(*writing.popleft())
             bar.update()

@@ -119,11 +119,23 @@ class Predictor:
         """
         return self.segment(self.prepare(image), probabilities)
 
-    def batch(self, images: Iterable[ImageLike], probabilities: bool = False) -> list[Prediction]:
-        """Segments images; neighbours that the network sees at the same size run as one batch."""
+    def batch(
+            self,
+            images: Iterable[ImageLike],
+            probabilities: bool = False,
+            batch_size: int = 8,
+    ) -> list[Prediction]:
+        """Segments images; neighbours that the network sees at the same size run as batches of ``batch_size`` at most.
+
+        Raises:
+            ValueError: ``batch_size`` is below 1, and as in a call.
+        """
+        if batch_size < 1:
+            raise ValueError(f"batch_size must be 1 or more, got {batch_size}")
         groups: list[list[Prepared]] = []
         for prepared in map(self.prepare, images):
-            if groups and not self.runner.fixed and groups[-1][0].images.shape == prepared.images.shape:
+            if (groups and not self.runner.fixed and len(groups[-1]) < batch_size
+                    and groups[-1][0].images.shape == prepared.images.shape):
                 groups[-1].append(prepared)
             else:
                 groups.append([prepared])

@@ -482,7 +482,7 @@ def _cfg(**kwargs: Any) -> dict[str, Any]:
 def _camvid_cfg(name: str) -> dict[str, Any]:
     return _cfg(
         hf_hub_id=hub_id(name), num_classes=len(CAMVID.names), input_size=(3, 360, 480), license="other",
-        label_names=CAMVID.names, label_descriptions=dict(zip(CAMVID.names, CAMVID.hex_palette, strict=True)),
+        **CAMVID.config,
         description="CamVid train+val at 480x360, 11 classes. Weights for research, like the data.",
     )
 

@@ -303,8 +303,8 @@ def _fit(state_dict: StateDict, model: nn.Module, adaptable: set[str]) -> StateD
 def _check_num_classes(state_dict: StateDict, allowed: tuple[int, ...]) -> None:
     num_classes = checkpoint_num_classes(state_dict)
     if num_classes is not None and num_classes not in allowed:
-        raise ValueError(f"the checkpoint has {num_classes} classes, the model {allowed[0]}: "
-                         f"create the model with num_classes={num_classes}")
+        raise ValueError(f"the checkpoint has {num_classes} classes, {allowed[0]} are asked for: "
+                         f"num_classes must be {num_classes}")
 
 
 def _check_in_chans(state_dict: StateDict, in_chans: int) -> None:

@@ -58,11 +58,8 @@ def noted_config(notes: Mapping[str, str], path: str | os.PathLike[str]) -> dict
     classes = noted_classes(notes, path)
     config: dict[str, Any] = dict(tag=None, label_names=None, label_descriptions=None)
     if classes is None:
-        _logger.info("%s doesn't say what size its weights were made for", path)
         return config
-    config.update(
-        num_classes=len(classes.names), label_names=classes.names,
-        label_descriptions=dict(zip(classes.names, classes.hex_palette, strict=True)))
+    config.update(num_classes=len(classes.names), **classes.config)
     try:
         height, width = json.loads(notes["input_size"])
         config.update(

@@ -83,9 +83,20 @@ def train(
     process = init_process(recipe.device)
     if process.device.type == "cpu":
         keep_freed_memory()
-    train_set, val_set = open_datasets(recipe)  # which refuses what can't work, before a folder is made
+    # all that refuses what can't work, before a folder is made
+    train_set, val_set = open_datasets(recipe)
+    num_classes = len(train_set.classes.names)
+    iterations = recipe.iterations or math.ceil(recipe.epochs * len(train_set) / recipe.batch_size)
+    student = create_student(recipe, num_classes, process)
+    feature_teacher, projections = create_feature_teacher(recipe), None
+    if feature_teacher is not None:
+        feature_teacher.to(process.device)
+        projections = create_projections(as_bssnet(student), feature_teacher).to(process.device)
+    state = create_state(student, recipe, iterations, projections)
+    teacher = prepare_teacher(teacher, recipe, num_classes, process)
     with open_run_folder(Path(output), recipe, resume, process.primary) as checkpoint:
-        return _train(recipe, process, train_set, val_set, checkpoint, teacher, stop_epoch)
+        return _train(
+            recipe, process, train_set, val_set, iterations, state, checkpoint, teacher, feature_teacher, stop_epoch)
 
 
 def _train(
@@ -93,12 +104,14 @@ def _train(
         process: Process,
         train_set: SegmentationDataset,
         val_set: SegmentationDataset,
+        iterations: int,
+        state: TrainState,
         checkpoint: Path,
         teacher: nn.Module | None,
+        feature_teacher: nn.Module | None,
         stop_epoch: int | None,
 ) -> TrainState:
     epoch = len(train_set) / recipe.batch_size  # in iterations
-    iterations = recipe.iterations or math.ceil(recipe.epochs * epoch)
     warnings = []
     if process.primary and not checkpoint.exists():
         for dataset, split in ((train_set, recipe.train_split), (val_set, recipe.val_split)):
@@ -109,17 +122,10 @@ def _train(
     last = min(iterations, math.ceil(stop_epoch * epoch)) if stop_epoch is not None else iterations
 
     classes = train_set.classes
-    student = create_student(recipe, len(classes.names), process)
-    feature_teacher, projections = create_feature_teacher(recipe), None
-    if feature_teacher is not None:
-        feature_teacher.to(process.device)
-        projections = create_projections(as_bssnet(student), feature_teacher).to(process.device)
-    state = create_state(student, recipe, iterations, projections)
     state.data = fingerprint(train_set)
     if checkpoint.exists():
         state.load(checkpoint)
     model = wrap_model(state, recipe, process)
-    teacher = prepare_teacher(teacher, recipe, len(classes.names), process)
     criterion = create_criterion(state.model, recipe, train_set.ignore_index).to(process.device)
     sampler = train_sampler(train_set, recipe, process, state.iteration)
     batches = train_batches(train_set, sampler, recipe, process.device)

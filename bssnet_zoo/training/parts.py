@@ -41,6 +41,9 @@ def open_datasets(recipe: Recipe) -> tuple[SegmentationDataset, SegmentationData
         recipe.scale_range, recipe.base_size, recipe.crop_size, gamma=recipe.gamma, class_crop=recipe.class_crop)
     train_set = open_dataset(
         recipe.data, recipe.train_split, augment, seed=recipe.seed, class_mix=recipe.class_mix)
+    if recipe.class_weights is not None and len(recipe.class_weights) != len(train_set.classes.names):
+        raise ValueError(f"class_weights are {len(recipe.class_weights)}, classes {len(train_set.classes.names)}: give "
+                         "one for each ('bssnet-zoo data' computes them), or --class-weights none")
     for spec in recipe.more_data or ():
         add_dataset(train_set, spec, recipe.train_split)
     if recipe.cache:
@@ -154,7 +157,11 @@ def create_state(
         ValueError: An optimiser that timm doesn't know.
     """
     # on a CPU, PyTorch's own choice would be one parameter at a time; not every optimiser can do otherwise
-    parameters = signature(get_optimizer_class(recipe.opt.lower().split("_")[-1], bind_defaults=False)).parameters
+    try:
+        optimizer_class = get_optimizer_class(recipe.opt.lower().split("_")[-1], bind_defaults=False)
+    except ValueError:
+        raise ValueError(f"opt '{recipe.opt}' is no optimiser of timm: timm.optim.list_optimizers() has them") from None
+    parameters = signature(optimizer_class).parameters
     optimizer = create_optimizer_v2(
         model, opt=recipe.opt, lr=recipe.lr, momentum=recipe.momentum, weight_decay=recipe.weight_decay,
         filter_bias_and_bn=not recipe.decay_all, layer_decay=recipe.layer_decay,

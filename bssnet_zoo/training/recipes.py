@@ -3,14 +3,18 @@ import math
 import os
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field, fields, replace
+from functools import cache
+from numbers import Integral, Real
 from pathlib import Path
-from typing import Any
+from types import NoneType, UnionType
+from typing import Any, get_args, get_origin, get_type_hints
 
 import yaml
 
 from ..data.classes import CAMVID, CITYSCAPES
 from ..device import PRECISIONS
-from ..files import atomic_path
+from ..files import atomic_path, parse_yaml
+from ..models.bssnet import MIN_SIZE
 
 __all__ = ["RECIPES", "Recipe", "load_recipe", "parse_recipe", "save_recipe"]
 
@@ -88,6 +92,11 @@ class Recipe:
     validate_every: int = option(1, "epochs between validations")
 
     def __post_init__(self) -> None:
+        for name, hint in _types().items():
+            value = getattr(self, name)
+            if not _fits(value, hint):
+                advice = " (YAML takes 1e-3 for a text: write 1.0e-3)" if isinstance(value, str) else ""
+                raise ValueError(f"{name} must be {_words(hint)}, got {value!r}{advice if _fits(0., hint) else ''}")
         if (self.epochs > 0) == (self.iterations > 0) or min(self.epochs, self.iterations) < 0:
             raise ValueError("a recipe has either epochs or iterations, 1 or more of them, got "
                              f"epochs={self.epochs} and iterations={self.iterations}")
@@ -112,8 +121,8 @@ class Recipe:
             raise ValueError(f"scale_range must be two ascending numbers above 0, got {self.scale_range}")
         for name in ("base_size", "crop_size", "val_size"):
             size = getattr(self, name)
-            if size is not None and (len(size) != 2 or min(size) < 1):
-                raise ValueError(f"{name} must be a height and a width, got {size}")
+            if size is not None and min(size) < MIN_SIZE:
+                raise ValueError(f"{name} must be {MIN_SIZE} or more high and wide, got {size}")
         if not 0 <= self.ema_decay < 1:
             raise ValueError(f"ema_decay must be in [0, 1), got {self.ema_decay}")
 
@@ -136,6 +145,35 @@ class Recipe:
         """The recipe as YAML, as it is saved."""
         values = {k: list(v) if isinstance(v, tuple) else v for k, v in asdict(self).items()}
         return yaml.safe_dump(values, sort_keys=False, default_flow_style=None, width=120)
+
+
+@cache
+def _types() -> dict[str, Any]:
+    return get_type_hints(Recipe)
+
+
+def _fits(value: Any, hint: Any) -> bool:
+    """Whether a value is of a type that a field of `Recipe` has; NumPy's numbers are numbers."""
+    if isinstance(hint, UnionType):
+        return any(_fits(value, each) for each in get_args(hint))
+    if get_origin(hint) is tuple:
+        kind, *rest = get_args(hint)
+        return isinstance(value, tuple) and (rest == [...] or len(value) == 1 + len(rest)) and all(
+            _fits(each, kind) for each in value)
+    if hint in (int, float):
+        return isinstance(value, Integral if hint is int else Real) and not isinstance(value, bool)
+    return isinstance(value, hint)
+
+
+def _words(hint: Any) -> str:
+    """A type of a field of `Recipe`, for messages."""
+    if isinstance(hint, UnionType):
+        return " or ".join(map(_words, get_args(hint)))
+    if get_origin(hint) is tuple:
+        kind, *rest = get_args(hint)
+        plural = {int: "whole numbers", float: "numbers", str: "texts"}[kind]
+        return f"a list of {plural}" if rest == [...] else f"{1 + len(rest)} {plural}"
+    return {int: "a whole number", float: "a number", bool: "true or false", str: "a text", NoneType: "nothing"}[hint]
 
 
 _CITYSCAPES = Recipe(
@@ -185,11 +223,15 @@ def parse_recipe(text: str, source: object) -> Recipe:
         ValueError: It is none; the message names the source.
     """
     try:
-        saved = yaml.safe_load(text)
+        saved = parse_yaml(text)
+        if not isinstance(saved, dict):
+            raise ValueError("it has no lines like 'lr: 0.01'")
+        if unknown := [key for key in saved if key not in _types()]:
+            raise ValueError(f"it has {unknown[0]!r}, which is no field")
         values: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in saved.items()}
         return Recipe(**values)
-    except (yaml.YAMLError, TypeError, AttributeError) as error:
-        raise ValueError(f"{source} is no recipe: {str(error).splitlines()[0]}") from None
+    except ValueError as error:
+        raise ValueError(f"{source} is no recipe: {error}") from None
 
 
 def save_recipe(recipe: Recipe, path: str | os.PathLike) -> None:

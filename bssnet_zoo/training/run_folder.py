@@ -101,9 +101,7 @@ def trained_model(name: str | None = None, checkpoint: str | None = None, data: 
     if not model.pretrained_cfg.get("label_names"):
         data = data or (recipe.data if recipe else None)
     if checkpoint and data:
-        classes = dataset_classes(data)
-        model.pretrained_cfg.update(tag=None, label_names=classes.names, label_descriptions=dict(
-            zip(classes.names, classes.hex_palette, strict=True)))
+        model.pretrained_cfg.update(tag=None, **dataset_classes(data).config)
     return model
 
 

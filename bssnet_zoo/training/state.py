@@ -1,6 +1,7 @@
 """What a run needs to go on exactly where it was: ``last.pth``; and what comes out of it: ``best.safetensors``."""
 import os
 from dataclasses import dataclass
+from io import BytesIO
 
 import torch
 from safetensors.torch import save_file
@@ -55,7 +56,9 @@ class TrainState:
             }
             if self.projections is not None:
                 state["projections"] = self.projections.state_dict()
-            torch.save(state, temporary)
+            buffer = BytesIO()  # torch aborts the process where a disk is full
+            torch.save(state, buffer)
+            temporary.write_bytes(buffer.getbuffer())
 
     def load(self, path: str | os.PathLike) -> None:
         """Takes over a saved state.
