@@ -1,4 +1,5 @@
 import json
+import os
 import sys
 from pathlib import Path
 
@@ -112,6 +113,14 @@ def shallow():
     model = bssnet_zoo.BSSNet(dim=8).eval()
     model.stages = torch.nn.Sequential(*(stage[:1] for stage in model.stages))
     return model
+
+
+def pytest_xdist_auto_num_workers(config: pytest.Config) -> int:
+    """The whole suite runs on all cores, a thread each; a few tests in this process, without waiting for others."""
+    if config.args_source != pytest.Config.ArgsSource.TESTPATHS:
+        return 0
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
+    return min(os.cpu_count() or 1, 4)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
