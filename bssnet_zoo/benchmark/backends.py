@@ -14,7 +14,7 @@ from torchvision.transforms.v2 import functional as TF
 
 from ..data.images import load_image
 from ..deployment.export import FORMATS, export_model
-from ..deployment.graph import with_exported_upsamples
+from ..deployment.graph import for_runtime
 from ..deployment.rewrites import deploy
 from ..device import PRECISIONS, keep_freed_memory
 from ..models import BSSNet, create_model
@@ -137,7 +137,7 @@ def count(name: str, size: Sequence[int]) -> dict[str, int]:
     plain = open_network(name)
     models = dict.fromkeys(("plain", "deploy", "exported"), plain)
     if isinstance(plain, BSSNet):
-        models.update(deploy=deploy(plain), exported=with_exported_upsamples(deploy(plain), transposed=True))
+        models.update(deploy=deploy(plain), exported=for_runtime(deploy(plain), "openvino", fixed_size=True))
     return {upsample: count_multiply_adds(model.to("meta"), *size) for upsample, model in models.items()}
 
 

@@ -10,7 +10,7 @@ import torch
 from torch.export import ExportedProgram
 
 from ..device import PRECISIONS
-from .graph import ExportedGraph, with_exported_upsamples
+from .graph import ExportedGraph, for_runtime
 
 if TYPE_CHECKING:
     import onnx
@@ -22,11 +22,11 @@ def export_program(
         graph: ExportedGraph,
         size: Sequence[int] | None,
         batch: bool = False,
-        transposed: bool = False,
+        runtime: str = "torch",
 ) -> ExportedProgram:
     """Torch's graph for images of one size, or of any; with ``batch`` for any number of them too.
 
-    ``transposed`` says how `ExportedUpsample` works.
+    ``runtime`` is that of `for_runtime`.
 
     From a smaller example than this one torch would conclude that pooled maps of `PAPPM` are always one pixel.
     """
@@ -36,14 +36,19 @@ def export_program(
     if graph.normalize:
         images, axes = images.permute(0, 2, 3, 1).byte(), [0, 1, 2]
     shapes = None if size else {"images": dict.fromkeys(axes if batch else axes[1:], torch.export.Dim.AUTO)}
-    program = torch.export.export(with_exported_upsamples(graph, transposed), (images,), dynamic_shapes=shapes)
+    program = torch.export.export(
+        for_runtime(graph, runtime, fixed_size=size is not None), (images,), dynamic_shapes=shapes)
     # torch's own lerp computes two formulas and picks one for each pixel
     return program.run_decompositions({torch.ops.aten.lerp.Tensor: lambda x, y, weight: x + weight * (y - x)})
 
 
-def convert_onnx(graph: ExportedGraph, size: Sequence[int] | None, transposed: bool = False) -> "onnx.ModelProto":
+def convert_onnx(
+        graph: ExportedGraph,
+        size: Sequence[int] | None,
+        runtime: str = "onnxruntime",
+) -> "onnx.ModelProto":
     program = torch.onnx.export(
-        export_program(graph, size, batch=size is None, transposed=transposed), dynamo=True, opset_version=18,
+        export_program(graph, size, batch=size is None, runtime=runtime), dynamo=True, opset_version=18,
         external_data=False, verbose=False, input_names=["images"],
         output_names=["labels" if graph.labels else "logits"])
     assert program is not None  # with dynamo=True
@@ -51,7 +56,8 @@ def convert_onnx(graph: ExportedGraph, size: Sequence[int] | None, transposed: b
     for node in model.graph.node:
         del node.metadata_props[:]  # the exporter writes where each line of code was
         if node.op_type == "Conv":
-            node.name = node.input[1].removeprefix("model.").removesuffix(".weight")
+            name = node.input[1].removeprefix("model.").removesuffix(".weight")
+            node.name = f"{name}.{node.output[0]}" if name.endswith("_ones") else name  # which several share
     shapes = [value.type.tensor_type.shape.dim for value in (model.graph.input[0], model.graph.output[0])]
     unknown = [axis.dim_param for axis in shapes[0] if axis.dim_param]
     names = dict(zip(unknown, ("batch", "height", "width")[:len(unknown)], strict=True))
@@ -67,8 +73,7 @@ def convert_openvino(graph: ExportedGraph, size: Sequence[int] | None) -> Any:
 
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder, "model.onnx")
-        # for any size, a map may be doubled or not
-        path.write_bytes(convert_onnx(graph, size, transposed=size is not None).SerializeToString())
+        path.write_bytes(convert_onnx(graph, size, "openvino").SerializeToString())
         return openvino.convert_model(path)
 
 

@@ -10,7 +10,7 @@ from torch import nn
 
 from ..models import BSSNet
 from .exported import HINTS, require
-from .graph import with_exported_upsamples
+from .graph import for_runtime
 from .rewrites import deploy, is_deployed
 
 __all__ = ["OpenVINOModel"]
@@ -65,7 +65,7 @@ class OpenVINOModel:
         from openvino.frontend.pytorch.ts_decoder import TorchScriptPythonDecoder
 
         fixed = size != ANY_SIZE
-        graph = RawLogits(with_exported_upsamples(copy.deepcopy(self.model), transposed=fixed))
+        graph = RawLogits(for_runtime(copy.deepcopy(self.model), "openvino", fixed))
         example = torch.zeros(1, self.model.in_chans, *(size if fixed else EXAMPLE_SIZE))
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # tracing fixes what depends on the shape, which is meant here

@@ -152,6 +152,7 @@ class BlendWeights(nn.Module):
     def __init__(self, attention: nn.Sequential, channels: int):
         super().__init__()
         self.attention = attention
+        self.channels = channels
         first: Any = attention[0]
         first.conv.weight[:, ::2] /= channels
 
