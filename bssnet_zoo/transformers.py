@@ -275,8 +275,8 @@ def bundled(name: str = "bssnet_t.camvid") -> str:
 AutoConfig.register("bssnet", BSSNetConfig, exist_ok=True)
 AutoModelForSemanticSegmentation.register(BSSNetConfig, BSSNetForSemanticSegmentation, exist_ok=True)
 if "image_processor_classes" in inspect.signature(AutoImageProcessor.register).parameters:  # from transformers 5 on
-    AutoImageProcessor.register(
-        BSSNetConfig, image_processor_classes=dict.fromkeys(("pil", "torchvision"), BSSNetImageProcessor), exist_ok=True)
+    backends = dict.fromkeys(("pil", "torchvision"), BSSNetImageProcessor)
+    AutoImageProcessor.register(BSSNetConfig, image_processor_classes=backends, exist_ok=True)
 else:
     AutoImageProcessor.register(BSSNetConfig, slow_image_processor_class=BSSNetImageProcessor, exist_ok=True)
 # the pipeline logs an error of models that are registered, but not in this table

@@ -2,8 +2,10 @@
 import io
 import json
 import os
+import re
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -16,6 +18,8 @@ import bssnet_zoo
 from bssnet_zoo.cli import main
 from bssnet_zoo.inference.files import predict_files
 from bssnet_zoo.inference.polygons import coco_segmentation, polygon_area, regions
+
+PAGE = Path(__file__).parents[1] / "docs" / "predict.md"
 
 
 @pytest.fixture(scope="module")
@@ -99,28 +103,23 @@ class TestDict:
             assert (max(points[::2]), max(points[1::2])) == (x + width, y + height)
             assert polygon_area(np.reshape(points, (-1, 2))) == annotation["area"] and annotation["iscrowd"] == 0
 
-    def test_supervision_reads_it_as_coco(self, prediction, tmp_path):
+    def test_supervision_reads_it_as_coco(self, prediction, tmp_path, monkeypatch):
         """The few lines of docs/predict.md that make a COCO file of lines."""
-        prediction.image.save(tmp_path / "street.png")
-        lines = [json.loads(prediction.to_json(min_area=30, file_name="street.png"))]
-        coco = to_coco(lines)
-        (tmp_path / "coco.json").write_text(json.dumps(coco))
-        data = supervision.DetectionDataset.from_coco(str(tmp_path), str(tmp_path / "coco.json"), force_masks=True)
+        monkeypatch.chdir(tmp_path)
+        prediction.image.save("street.png")
+        line = prediction.to_json(min_area=30, file_name="street.png")
+        Path("lines.jsonl").write_text(f"{line}\n")
+        [snippet] = [text for text in re.findall(r"```python\n(.*?)```", PAGE.read_text(encoding="utf-8"), re.DOTALL)
+                     if "lines.jsonl" in text]
+        exec(snippet, {})
+        data = supervision.DetectionDataset.from_coco(str(tmp_path), "coco.json", force_masks=True)
         [(_, image, detections)] = list(data)
-        assert image.shape == (360, 480, 3) and len(detections) == len(lines[0]["annotations"])
+        assert image.shape == (360, 480, 3) and len(detections) == len(json.loads(line)["annotations"])
         names = np.array(data.classes)[detections.class_id]
         for name in ("road", "sky", "building"):
             mask = detections.mask[names == name].any(axis=0)
             truth = prediction.mask(name)
             assert (mask & truth).sum() / (mask | truth).sum() > 0.95, name
-
-
-def to_coco(lines):
-    keys = ("file_name", "width", "height")
-    images = [dict(id=i, **{key: line[key] for key in keys}) for i, line in enumerate(lines)]
-    annotations = [dict(annotation, image_id=i) for i, line in enumerate(lines) for annotation in line["annotations"]]
-    annotations = [dict(annotation, id=i) for i, annotation in enumerate(annotations, 1)]
-    return dict(images=images, annotations=annotations, categories=lines[0]["categories"])
 
 
 class TestSupervision:

@@ -3,7 +3,9 @@ import argparse
 import os
 import stat
 import sys
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -77,6 +79,12 @@ def create_predictor(args: argparse.Namespace, device: str | None) -> Predictor:
     return Predictor(model, device, args.precision, args.backend, args.size)
 
 
+def print_line(min_area: int, file: Path, prediction: Prediction, **facts: Any) -> None:
+    """Prints a line of JSON, in one piece, as other processes may write to the same file."""
+    sys.stdout.write(prediction.to_json(min_area=min_area, file_name=str(file), **facts) + "\n")
+    sys.stdout.flush()
+
+
 def run(args: argparse.Namespace) -> int:
     exported = args.checkpoint is not None and is_exported(args.checkpoint)
     process = init_process("cpu" if exported else args.device, patient=True)
@@ -85,18 +93,13 @@ def run(args: argparse.Namespace) -> int:
     if predictor.runner.device.type == "cpu":
         keep_freed_memory()
 
-    def print_line(file: Path, prediction: Prediction) -> None:
-        # in one piece, as other processes may write to the same file
-        sys.stdout.write(prediction.to_json(min_area=args.min_area, file_name=str(file)) + "\n")
-        sys.stdout.flush()
-
     threads = torch.get_num_threads()
     try:
         if predictor.runner.backend == "openvino":  # which has threads of its own: torch's would spin beside them
             torch.set_num_threads(1)
         summary = predict_files(
             predictor, args.images, args.out, args.overwrite, args.skip_existing, process,
-            print_line if args.json else None)
+            partial(print_line, args.min_area) if args.json else None)
     finally:
         torch.set_num_threads(threads)
     if process.primary:
