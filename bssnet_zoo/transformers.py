@@ -100,25 +100,31 @@ class BSSNetConfig(PretrainedConfig):
 
 
 class BSSNetForSemanticSegmentation(PreTrainedModel):
-    """A `bssnet_zoo.BSSNet`, in ``bssnet``: pixel values (N, 3, H, W) in, logits (N, num_labels, H, W) out.
+    """A `bssnet_zoo.BSSNet`, which is ``bssnet``: pixel values (N, 3, H, W) in, logits (N, num_labels, H, W) out.
 
     With ``labels`` (N, H, W) there is a loss: cross-entropy where they aren't 255; in training with
     ``model_args=dict(aux_heads=True)`` the paper's six, and logits then have the stride of the network.
     """
 
     config_class = BSSNetConfig
-    base_model_prefix = "bssnet"
     main_input_name = "pixel_values"
     accepts_loss_kwargs = False
-    _keys_to_ignore_on_load_unexpected = [rf"^(?:bssnet\.)?{head}" for head in TRAINING_HEADS]
+    _keys_to_ignore_on_load_unexpected = [rf"^{head}" for head in TRAINING_HEADS]
 
     def __init__(self, config: BSSNetConfig):
         super().__init__(config)
-        classes = config.classes()
-        self.bssnet = as_bssnet(create_model(
-            config.architecture, num_classes=config.num_labels, pretrained_cfg={
-                "architecture": config.architecture, **config.pretrained_cfg, **classes}, **config.model_args))
+        cfg = {"architecture": config.architecture, **config.pretrained_cfg, **config.classes()}
+        bssnet = as_bssnet(create_model(
+            config.architecture, num_classes=config.num_labels, pretrained_cfg=cfg, **config.model_args))
+        # two modules with the same children: weights then have the names that they have in all our files
+        self._modules.update(bssnet._modules)
+        bssnet._modules = self._modules
+        self.__dict__["bssnet"] = bssnet
         self.post_init()
+
+    def train(self, mode: bool = True) -> "BSSNetForSemanticSegmentation":
+        self.bssnet.training = mode  # for it is no child itself
+        return super().train(mode)
 
     def _init_weights(self, module: nn.Module) -> None:
         if isinstance(module, nn.Conv2d):

@@ -135,14 +135,14 @@ class TestSupervision:
         assert set(detections[detections["class_name"] == "road"].class_id) == {3}
 
     def test_its_annotators_draw(self, prediction):
-        scene = np.array(prediction.image)
         palette = supervision.ColorPalette([supervision.Color(*colour) for colour in prediction.palette])
         detections = prediction.to_supervision()
-        drawn = supervision.MaskAnnotator(color=palette, opacity=1).annotate(scene.copy(), detections)
+        masks = supervision.MaskAnnotator(color=palette, opacity=1)
+        coloured = masks.annotate(prediction.image.copy(), detections)
         expected = np.array(prediction.label_image().convert("RGB"))
-        assert (drawn == expected).all(axis=2).mean() > 0.999
-        labelled = supervision.LabelAnnotator(color=palette).annotate(drawn.copy(), detections)
-        assert (labelled != drawn).any()
+        assert (np.array(coloured) == expected).all(axis=2).mean() > 0.999
+        labelled = supervision.LabelAnnotator(color=palette).annotate(coloured.copy(), detections)
+        assert (np.array(labelled) != expected).any()
 
     def test_without_supervision(self, prediction, monkeypatch):
         monkeypatch.setitem(sys.modules, "supervision", None)

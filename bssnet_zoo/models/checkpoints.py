@@ -199,10 +199,9 @@ def convert_names(state_dict: StateDict) -> StateDict:
         ValueError: No naming that we know.
     """
     names = set(state_dict)
-    for prefix in ("model.", "bssnet."):  # wrappers around a network: the original PIDNet's, and ours for transformers
-        if any(name.startswith(prefix) for name in names):
-            state_dict = {name.removeprefix(prefix): tensor for name, tensor in state_dict.items()}
-            names = set(state_dict)
+    if any(name.startswith("model.") for name in names):  # the original PIDNet saves a wrapper around its network
+        state_dict = {name.removeprefix("model."): tensor for name, tensor in state_dict.items()}
+        names = set(state_dict)
     if "stem.0.conv.weight" in names and any(name.startswith("stages.") for name in names):
         return state_dict
     if any(name.startswith("backbone.fuse_bdi.") for name in names):
