@@ -1,5 +1,5 @@
 """One process among several, or alone."""
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import timedelta
 from typing import TypeVar
 
@@ -35,14 +35,14 @@ class Process:
     def agree(self, value: Value) -> Value:
         """The value that the primary process has."""
         box = [value]
-        if self.patient is not None:
+        if self.world_size > 1:
             dist.broadcast_object_list(box, group=self.patient)
         return box[0]
 
     def gather(self, value: Value) -> list[Value]:
         """The values of all processes, in the order of their ranks, once the slowest is there."""
         values = [value] * self.world_size
-        if self.patient is not None:
+        if self.world_size > 1:
             dist.all_gather_object(values, value, group=self.patient)
         return values
 
@@ -63,12 +63,15 @@ def init_process(device: str | None = None, patient: bool = False) -> Process:
     """
     device = str(parse_device(device))
     if dist.is_initialized():
-        return Process(torch.device(device), dist.get_rank(), dist.get_world_size())
-    found = init_distributed_device_so(device)
-    group = None
-    if patient and found["distributed"]:  # by default they give up after half an hour or less
-        group = dist.new_group(backend="gloo", timeout=timedelta(days=365))
-    return Process(torch.device(found["device"]), found["global_rank"], found["world_size"], group)
+        process = Process(torch.device(device), dist.get_rank(), dist.get_world_size())
+    else:
+        found = init_distributed_device_so(device)
+        process = Process(torch.device(found["device"]), found["global_rank"], found["world_size"])
+    if not patient or process.world_size == 1:
+        return process
+    group = dist.new_group(backend="gloo", timeout=timedelta(days=365))  # by default they give up after half an hour
+    assert isinstance(group, dist.ProcessGroup)  # as it has all processes
+    return replace(process, patient=group)
 
 
 def end_process() -> None:

@@ -24,7 +24,7 @@ from .hub.staging import save_configs
 from .inference.predictor import normalise
 from .inference.resize import resize_logits
 from .losses import BSSNetLoss
-from .models import WEIGHTS, BSSNetOutput, create_model
+from .models import WEIGHTS, BSSNetOutput, create_model, list_models
 from .models.bssnet import as_bssnet, init_weights
 from .models.checkpoints import TRAINING_HEADS
 from .models.weights import HUB_FILENAME, pinned_file
@@ -72,8 +72,11 @@ class BSSNetConfig(PretrainedConfig):
             label_descriptions: dict[str, str] | None = None,
             **kwargs: Any,
     ):
+        own = get_pretrained_cfg(architecture)
+        if own is None:
+            raise ValueError(f"unknown architecture '{architecture}': there are {', '.join(list_models())}")
         if pretrained_cfg is None:
-            pretrained_cfg = get_pretrained_cfg(architecture).to_dict(remove_source=True, remove_null=True)
+            pretrained_cfg = own.to_dict(remove_source=True, remove_null=True)
         self.architecture = architecture
         self.pretrained_cfg = {key: value for key, value in pretrained_cfg.items() if key not in (
             "num_classes", "label_names", "label_descriptions")}
@@ -84,7 +87,7 @@ class BSSNetConfig(PretrainedConfig):
                 kwargs["id2label"] = dict(enumerate(label_names))
                 kwargs["label2id"] = {name: i for i, name in enumerate(label_names)}
             else:
-                kwargs["num_labels"] = num_classes or get_pretrained_cfg(architecture).num_classes
+                kwargs["num_labels"] = num_classes or own.num_classes
         if "dtype" not in kwargs:  # weights are float16 in the files, for size alone
             kwargs.setdefault("torch_dtype", "float32")
         super().__init__(**kwargs)
