@@ -159,7 +159,7 @@ def predict_files(
         overwrite: bool = False,
         skip_existing: bool = False,
         process: Process = ALONE,
-        on_written: Callable[[Path, Prediction], None] | None = None,
+        on_written: Callable[..., None] | None = None,
 ) -> PredictionSummary:
     """Segments image files and writes, for each, ``NAME_labels.png`` and ``NAME_overlay.png``.
 
