@@ -1,5 +1,7 @@
-"""One training process among several, or alone."""
-from dataclasses import dataclass
+"""One process among several, or alone."""
+from dataclasses import dataclass, replace
+from datetime import timedelta
+from typing import TypeVar
 
 import torch
 import torch.distributed as dist
@@ -9,14 +11,17 @@ from .device import parse_device
 
 __all__ = ["Process", "end_process", "init_process"]
 
+Value = TypeVar("Value")
+
 
 @dataclass(frozen=True)
 class Process:
-    """This process: its device, its rank among ``world_size`` processes."""
+    """This process: its device, its rank among ``world_size`` processes; the group in which they wait for long."""
 
     device: torch.device
     rank: int = 0
     world_size: int = 1
+    patient: dist.ProcessGroup | None = None
 
     @property
     def primary(self) -> bool:
@@ -27,25 +32,46 @@ class Process:
         """The mean of a tensor over all processes."""
         return reduce_tensor(tensor, self.world_size) if self.world_size > 1 else tensor
 
+    def agree(self, value: Value) -> Value:
+        """The value that the primary process has."""
+        box = [value]
+        if self.world_size > 1:
+            dist.broadcast_object_list(box, group=self.patient)
+        return box[0]
+
+    def gather(self, value: Value) -> list[Value]:
+        """The values of all processes, in the order of their ranks, once the slowest is there."""
+        values = [value] * self.world_size
+        if self.world_size > 1:
+            dist.all_gather_object(values, value, group=self.patient)
+        return values
+
     def seed(self, seed: int, iteration: int) -> None:
         """Seeds what is random in an iteration, so that no generator's state needs to be saved."""
         torch.manual_seed(((seed << 40) + iteration * self.world_size + self.rank) % 2 ** 64)
 
 
-def init_process(device: str | None = None) -> Process:
+def init_process(device: str | None = None, patient: bool = False) -> Process:
     """Joins the processes that torchrun (or SLURM) started, if it did.
 
     Args:
         device: cpu, cuda, cuda:1 or mps; None for the best there is. With several processes each takes its own GPU.
+        patient: They will `agree` and `gather`.
 
     Raises:
         ValueError: A device that isn't there.
     """
     device = str(parse_device(device))
     if dist.is_initialized():
-        return Process(torch.device(device), dist.get_rank(), dist.get_world_size())
-    found = init_distributed_device_so(device)
-    return Process(torch.device(found["device"]), found["global_rank"], found["world_size"])
+        process = Process(torch.device(device), dist.get_rank(), dist.get_world_size())
+    else:
+        found = init_distributed_device_so(device)
+        process = Process(torch.device(found["device"]), found["global_rank"], found["world_size"])
+    if not patient or process.world_size == 1:
+        return process
+    group = dist.new_group(backend="gloo", timeout=timedelta(days=365))  # by default they give up after half an hour
+    assert isinstance(group, dist.ProcessGroup)  # as it has all processes
+    return replace(process, patient=group)
 
 
 def end_process() -> None:

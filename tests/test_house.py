@@ -9,8 +9,8 @@ import pytest
 PACKAGE = Path(__file__).parents[1] / "bssnet_zoo"
 # from top to bottom, as in CONTRIBUTING.md: a room imports from those below it
 ROOMS = (
-    "__main__", "cli", "hub", "training", "benchmark", "evaluation", "__init__", "inference", "deployment", "models",
-    "metrics", "losses", "data", "layers", "distributed", "device", "files", "version")
+    "__main__", "cli", "transformers", "hub", "training", "benchmark", "evaluation", "__init__", "inference",
+    "deployment", "models", "metrics", "losses", "data", "layers", "distributed", "device", "files", "version")
 
 
 def imported_rooms(path: Path) -> set[str]:

@@ -1,6 +1,7 @@
 """The parser of all verbs, and what an error does to the exit status."""
 import argparse
 import logging
+import os
 import signal
 import sys
 import threading
@@ -51,6 +52,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         args = build_parser().parse_args(argv)
         logging.basicConfig(level=logging.INFO if args.verbose else logging.WARNING, format="%(message)s")
         return args.run(args)
+    except BrokenPipeError:  # who reads our output has gone, as `head` does: nobody is there to tell
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
     except (ValueError, RuntimeError, OSError) as error:
         _logger.info("", exc_info=True)
         print(f"bssnet-zoo: error: {_message(error)}", file=sys.stderr)

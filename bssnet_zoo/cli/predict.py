@@ -1,13 +1,21 @@
 """``bssnet-zoo predict``"""
 import argparse
 import logging
+import os
+import stat
+import sys
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import torch
 
 from ..deployment.exported import is_exported
 from ..device import PRECISIONS, keep_freed_memory, parse_device
+from ..distributed import Process, end_process, init_process
 from ..inference.files import predict_files
+from ..inference.polygons import require_opencv
+from ..inference.prediction import Prediction
 from ..inference.predictor import Predictor
 from ..inference.runner import BACKENDS
 from ..models import create_trained_model
@@ -39,6 +47,12 @@ def add_parser(verbs: Verbs) -> None:
     parser.add_argument("--precision", choices=PRECISIONS, help="default: bfloat16 on a CPU that has it, else float32")
     parser.add_argument("--device", help="cpu, cuda, cuda:1, mps ... (default: cuda or mps if there is one)")
     parser.add_argument("--overwrite", action="store_true", help="replace files in DIR that 'predict' did not write")
+    parser.add_argument("--skip-existing", action="store_true", help="leave out images whose two files are in DIR: to "
+                        "go on where an earlier run ended")
+    parser.add_argument("--json", action="store_true", help="print a line of JSON for each image: its classes' shares "
+                        "and polygons in the words of COCO (extra [polygons]); the summary goes to stderr")
+    parser.add_argument("--min-area", type=int, default=0, metavar="N", help="with --json: leave out regions of fewer "
+                        "pixels, and fill such holes (default: %(default)s)")
     parser.set_defaults(run=run)
 
 
@@ -46,27 +60,58 @@ def size(text: str) -> tuple[int, ...] | str:
     return text if text == "full" else image_size(text)
 
 
-def run(args: argparse.Namespace) -> int:
+def check_options(args: argparse.Namespace, process: Process) -> None:
+    """Raises ValueError or RuntimeError for options that don't go together."""
     if args.num_classes is not None and args.checkpoint is None:
         raise ValueError("--num-classes needs --checkpoint: the pretrained weights have the classes they have")
+    if args.min_area and not args.json:
+        raise ValueError("--min-area is for the polygons of --json")
+    if args.skip_existing and args.overwrite:
+        raise ValueError("--skip-existing leaves the files that are there, --overwrite replaces them: take one")
+    if args.json:
+        require_opencv()
+        if process.world_size > 1 and stat.S_ISFIFO(os.fstat(sys.stdout.fileno()).st_mode):
+            raise ValueError("several processes would mix their lines in one pipe: let --json go to a file, > FILE")
+
+
+def create_predictor(args: argparse.Namespace, device: str | None) -> Predictor:
     model = args.checkpoint and Path(args.checkpoint) or args.model or "bssnet_t"
     if args.checkpoint and (args.model or args.num_classes):
         if is_exported(args.checkpoint):
             raise ValueError(f"{args.checkpoint} knows its model and classes: leave out --model and --num-classes")
-        model = create_trained_model(args.model, args.checkpoint, args.num_classes).to(parse_device(args.device))
-    predictor = Predictor(model, args.device, args.precision, args.backend, args.size)
+        model = create_trained_model(args.model, args.checkpoint, args.num_classes).to(parse_device(device))
+    predictor = Predictor(model, device, args.precision, args.backend, args.size)
     if args.checkpoint and args.size is None and not is_exported(args.checkpoint):
         warn_of_unknown_size(args.checkpoint, predictor)
+    return predictor
+
+
+def print_line(min_area: int, file: Path, prediction: Prediction, **facts: Any) -> None:
+    """Prints a line of JSON, in one piece, as other processes may write to the same file."""
+    sys.stdout.write(prediction.to_json(min_area=min_area, file_name=str(file), **facts) + "\n")
+    sys.stdout.flush()
+
+
+def run(args: argparse.Namespace) -> int:
+    exported = args.checkpoint is not None and is_exported(args.checkpoint)
+    process = init_process("cpu" if exported else args.device, patient=True)
+    check_options(args, process)
+    predictor = create_predictor(args, args.device if process.world_size == 1 else str(process.device))
     if predictor.runner.device.type == "cpu":
         keep_freed_memory()
+
     threads = torch.get_num_threads()
     try:
         if predictor.runner.backend == "openvino":  # which has threads of its own: torch's would spin beside them
             torch.set_num_threads(1)
-        summary = predict_files(predictor, args.images, args.out, args.overwrite)
+        summary = predict_files(
+            predictor, args.images, args.out, args.overwrite, args.skip_existing, process,
+            partial(print_line, args.min_area) if args.json else None)
     finally:
         torch.set_num_threads(threads)
-    print(summary)
+    if process.primary:
+        print(summary, file=sys.stderr if args.json else sys.stdout)
+    end_process()
     return 1 if summary.failed else 0
 
 

@@ -1,5 +1,6 @@
 """A model in OpenVINO on the CPU, without a file in between."""
 import copy
+import os
 import threading
 import warnings
 from collections.abc import Callable
@@ -32,7 +33,8 @@ class OpenVINOModel:
     """A `BSSNet` that runs in OpenVINO: normalised images (N, C, H, W) in, raw logits (N, num_classes, h, w) out.
 
     The first size that it sees gets a graph of its own, which is the faster one where maps are exactly doubled; all
-    other sizes share a graph for any size. Making one takes half a second.
+    other sizes share a graph for any size. Making one takes half a second. It takes as many threads as it likes, or
+    those of ``OMP_NUM_THREADS``, which torchrun sets.
 
     Args:
         model: A `BSSNet`, deployed or not; it is left as it is.
@@ -47,6 +49,8 @@ class OpenVINOModel:
         model = model if is_deployed(model) else deploy(model)
         self.model = copy.deepcopy(model).cpu().float().eval().requires_grad_(False)
         self.precision = precision
+        # of torch, which reads the variable; 0 is OpenVINO's own choice
+        self._threads = torch.get_num_threads() if "OMP_NUM_THREADS" in os.environ else 0
         self._lock = threading.Lock()
         self._networks: dict[tuple[int, int], Callable[[np.ndarray], np.ndarray]] = {}
 
@@ -75,8 +79,9 @@ class OpenVINOModel:
         decoder = TorchScriptPythonDecoder(traced)  # which has to live until the end of convert
         converted = frontend.convert(frontend.load(decoder))
         converted.reshape(openvino.PartialShape([-1, self.model.in_chans, *size]))
-        compiled = openvino.Core().compile_model(
-            converted, "CPU", {"INFERENCE_PRECISION_HINT": HINTS[self.precision], "PERFORMANCE_HINT": "LATENCY"})
+        compiled = openvino.Core().compile_model(converted, "CPU", {
+            "INFERENCE_PRECISION_HINT": HINTS[self.precision], "PERFORMANCE_HINT": "LATENCY",
+            "INFERENCE_NUM_THREADS": self._threads})
         request = compiled.create_infer_request()
         # the result's memory is the request's own: the next one writes over it
         return lambda images: request.infer([images], share_inputs=True, share_outputs=True)[0].copy()

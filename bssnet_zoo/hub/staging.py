@@ -26,10 +26,11 @@ from ..models.weights import ASSETS, HUB_FILENAME, WEIGHTS, hub_id
 from ..training.recipes import parse_recipe
 from .model_card import Provenance, model_card
 
-__all__ = ["stage"]
+__all__ = ["save_configs", "stage"]
 
 STREET = ASSETS / "street.png"
 CAMVID_LICENSE = ASSETS / "LICENSE-camvid.md"
+TRANSFORMERS = dict(model_type="bssnet", architectures=["BSSNetForSemanticSegmentation"])  # timm reads over these
 DATASET_NAMES = {"camvid": "CamVid", "cityscapes": "Cityscapes", "nightcity": "NightCity"}
 
 
@@ -107,7 +108,7 @@ def _save_config(name: str, classes: ClassInfo, size: Sequence[int] | None, lice
         architecture, num_classes=len(classes.names), pretrained_cfg=get_pretrained_cfg(architecture),
         pretrained_cfg_overlay=overlay, device="meta"))
     with atomic_path(path) as temporary:
-        save_config_for_hf(model, str(temporary), model_config=classes.config)
+        save_config_for_hf(model, str(temporary), model_config={**classes.config, **TRANSFORMERS})
     return model.pretrained_cfg
 
 
@@ -115,9 +116,30 @@ def _save_preprocessor(cfg: dict[str, Any], path: Path) -> None:
     """Writes what happens to an image before the network, in the words of transformers' image processors."""
     facts = dict(
         do_convert_rgb=True, do_resize=True, size={"shortest_edge": min(cfg["input_size"][1:])}, resample=2,
-        do_rescale=True, rescale_factor=1 / 255, do_normalize=True, image_mean=cfg["mean"], image_std=cfg["std"])
+        do_rescale=True, rescale_factor=1 / 255, do_normalize=True, image_mean=cfg["mean"], image_std=cfg["std"],
+        image_processor_type="BSSNetImageProcessor")
     with atomic_path(path) as temporary:
         temporary.write_text(json.dumps(facts, indent=2) + "\n")
+
+
+def save_configs(
+        name: str,
+        classes: ClassInfo,
+        size: Sequence[int] | None,
+        license: str,
+        folder: Path,
+) -> None:
+    """Writes the ``config.json`` of timm and transformers, and ``preprocessor_config.json``.
+
+    Args:
+        name: ``model.tag``.
+        classes: Names and colours.
+        size: (height, width) that the network should see; None for the model's.
+        license: An identifier of the Hub.
+        folder: Where to.
+    """
+    cfg = _save_config(name, classes, size, license, folder / "config.json")
+    _save_preprocessor(cfg, folder / "preprocessor_config.json")
 
 
 def _save_pictures(model: BSSNet, image: ImageLike, folder: Path) -> None:
@@ -175,8 +197,7 @@ def stage(
     size = size or provenance.size
     if size is None and checkpoint is not None:  # validated at the images' own size: what it was trained for
         size = noted_config(read_notes(checkpoint), checkpoint).get("input_size", ())[1:] or None
-    cfg = _save_config(name, classes, size, provenance.license, folder / "config.json")
-    _save_preprocessor(cfg, folder / "preprocessor_config.json")
+    save_configs(name, classes, size, provenance.license, folder)
     model = as_bssnet(timm.create_model(f"local-dir:{folder}", pretrained=True)).eval()
     _save_pictures(model, STREET if image is None else image, folder)
     with atomic_path(folder / "README.md") as temporary:

@@ -1,6 +1,7 @@
 """Inference: an image in, a `Prediction` out.
 
 - `predictor`: what segments images, batches and streams. `prediction`: the result, and pictures of it.
+- `polygons`: outlines of masks.
 - `runner`: what runs the network, an exported file, OpenVINO or torch.
 - `resize`: logits at the size of the image, a few rows at a time. `overlap`: reading while the network computes.
 - `files`: image files and folders.

@@ -1,10 +1,16 @@
-"""A segmented image: its labels, and pictures of them."""
+"""A segmented image: its labels, pictures of them, and what other tools take."""
+import json
 from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
 from ..data.classes import RGB
+from .polygons import Region, coco_segmentation, polygon_area, regions
+
+if TYPE_CHECKING:
+    from supervision import Detections
 
 __all__ = ["Prediction"]
 
@@ -30,6 +36,85 @@ class Prediction:
     def counts(self) -> np.ndarray:
         """Pixels of each class, (num_classes,) int64."""
         return np.bincount(self.labels.ravel(), minlength=len(self.class_names))
+
+    def mask(self, name: str) -> np.ndarray:
+        """The pixels of a class, (H, W) bool.
+
+        Raises:
+            ValueError: No class of that name.
+        """
+        if name not in self.class_names:
+            raise ValueError(f"there is no class '{name}': the classes are {', '.join(self.class_names)}")
+        return self.labels == self.class_names.index(name)
+
+    def polygons(self, min_area: float = 0) -> dict[str, list[Region]]:
+        """The regions of each class that is in the image.
+
+        A region is a list of polygons (N, 2), x and y in pixels: its outline, then those of its holes, as shapely and
+        GeoJSON have it. Corners are corners of pixels, so that areas are numbers of pixels.
+
+        Args:
+            min_area: In pixels: smaller regions are left out, smaller holes are filled.
+
+        Raises:
+            RuntimeError: OpenCV is missing.
+        """
+        found = {self.class_names[i]: regions(self.labels == i, min_area) for i in np.unique(self.labels)}
+        return {name: those for name, those in found.items() if those}
+
+    def to_dict(self, polygons: bool = True, min_area: float = 0) -> dict[str, Any]:
+        """What was found, in the words of COCO: plain numbers, strings, lists and dicts.
+
+        Args:
+            polygons: Add ``annotations``, one for each region, which takes OpenCV.
+            min_area: As for `polygons`.
+
+        Returns:
+            ``width`` and ``height``; ``shares``, of all pixels, by class name; ``categories``, whose ids are those of
+            ``labels``; ``annotations`` with ``category_id``, ``segmentation`` (one polygon; a cut leads to each hole),
+            ``area``, ``bbox`` (x, y, width, height) and ``iscrowd``.
+
+        Raises:
+            RuntimeError: OpenCV is missing.
+        """
+        height, width = self.labels.shape
+        shares = self.counts() / self.labels.size
+        found: dict[str, Any] = dict(
+            width=width, height=height,
+            shares={name: round(float(share), 6) for name, share in zip(self.class_names, shares, strict=True)},
+            categories=[dict(id=i, name=name) for i, name in enumerate(self.class_names)])
+        if polygons:
+            found["annotations"] = [
+                _annotation(self.class_names.index(name), region)
+                for name, those in self.polygons(min_area).items() for region in those]
+        return found
+
+    def to_json(self, polygons: bool = True, min_area: float = 0, **facts: Any) -> str:
+        """`to_dict` as a line of JSON.
+
+        Args:
+            polygons: As for `to_dict`.
+            min_area: As for `to_dict`.
+            **facts: What comes first in the line, such as ``file_name``, and the ``time`` of a frame.
+        """
+        return json.dumps({**facts, **self.to_dict(polygons, min_area)}, ensure_ascii=False)
+
+    def to_supervision(self) -> "Detections":
+        """`supervision.Detections` for its annotators: a mask for each class present, ``class_name`` in its data.
+
+        Raises:
+            RuntimeError: supervision is missing.
+        """
+        try:
+            import supervision
+        except ImportError as error:
+            raise RuntimeError(f"to_supervision needs supervision ({error}): the extra [supervision], as in pip "
+                               "install '.[supervision]'") from None
+        present = np.unique(self.labels)
+        masks = present[:, None, None] == self.labels
+        return supervision.Detections(
+            xyxy=supervision.mask_to_xyxy(masks).astype(np.float32), mask=masks, class_id=present.astype(int),
+            data={"class_name": np.array([self.class_names[i] for i in present])})
 
     def label_image(self) -> Image.Image:
         """The labels as a palette image: its pixel values are the class ids."""
@@ -67,3 +152,12 @@ class Prediction:
             draw.rectangle(box, fill=self.palette[i], outline="black")
             draw.text((x + line, y + line // 2), entry, fill="black", font=font, anchor="lm")
         return canvas
+
+
+def _annotation(category_id: int, region: Region) -> dict[str, Any]:
+    outline, *holes = region
+    (left, top), (right, bottom) = outline.min(axis=0).tolist(), outline.max(axis=0).tolist()
+    return dict(
+        category_id=category_id, segmentation=coco_segmentation(region),
+        area=polygon_area(outline) - sum(map(polygon_area, holes)), bbox=[left, top, right - left, bottom - top],
+        iscrowd=0)

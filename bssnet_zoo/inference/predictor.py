@@ -49,6 +49,12 @@ def check_size(size: Size) -> list[int] | None:
     return sides
 
 
+def normalise(rgb: torch.Tensor, scale: torch.Tensor, shift: torch.Tensor) -> torch.Tensor:
+    """(x - mean) / std of what `read_image` gives, in one pass: ``scale`` is 1 / std, ``shift`` is -mean / std."""
+    white = 1. if rgb.is_floating_point() else 255.
+    return torch.addcmul(shift, rgb.to(torch.float32, memory_format=torch.contiguous_format), scale / white)
+
+
 class Predictor:
     """Segments images: prepare once, then call it with one image after the other.
 
@@ -151,10 +157,7 @@ class Predictor:
         picture = TF.to_pil_image(rgb) if rgb.is_floating_point() else Image.fromarray(rgb.permute(1, 2, 0).numpy())
         if self.size is not None:
             rgb = TF.resize(rgb, self.size, antialias=True)
-        white = 1. if rgb.is_floating_point() else 255.
-        # (x / white - mean) / std in one pass
-        images = torch.addcmul(self._shift, rgb.to(torch.float32, memory_format=torch.contiguous_format),
-                               self._scale / white)
+        images = normalise(rgb, self._scale, self._shift)
         height, width = rgb.shape[-2:]
         padding = (0, max(0, self.runner.min_size - width), 0, max(0, self.runner.min_size - height))
         if any(padding):

@@ -37,6 +37,7 @@ __all__ = [
     "hub_file",
     "hub_id",
     "hub_organization",
+    "pinned_file",
     "pinned_sha256",
     "resolve_pretrained",
 ]
@@ -192,7 +193,8 @@ def hub_file(
     return path
 
 
-def _pinned_file(name: str, cache_dir: str | Path | None) -> Path:
+def pinned_file(name: str, cache_dir: str | Path | None = None) -> Path:
+    """The file of one of our own weights, hashed: bundled, or from the Hub."""
     weights = WEIGHTS[name]
     if weights_source() == "hub" or not weights.path.is_file():
         return hub_file(hub_id(name, hub_organization()), cache_dir=cache_dir)
@@ -250,7 +252,7 @@ def resolve_pretrained(
     if cfg.file:
         path = Path(cfg.file)
     elif registered and not cfg.source and (cfg.hf_hub_id, cfg.url) == (registered.hf_hub_id, registered.url):
-        path = _pinned_file(name, cache_dir)
+        path = pinned_file(name, cache_dir)
     elif cfg.url and not overlay.get("hf_hub_id"):
         path = _url_file(cfg.url, cache_dir)
     elif cfg.hf_hub_id:
