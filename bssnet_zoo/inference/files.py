@@ -1,4 +1,4 @@
-"""Image files in, label maps and overlays out."""
+"""Image files and videos in, label maps and overlays out."""
 import os
 import tempfile
 import time
@@ -16,14 +16,17 @@ from tqdm import tqdm
 
 from ..data.classes import ClassInfo
 from ..data.images import IMAGE_SUFFIXES, image_files
+from ..data.videos import VIDEO_SUFFIXES, is_stream, is_video, require_av, stream_name, video_files
 from ..files import atomic_path
 from .overlap import ahead
 from .prediction import Prediction
 from .predictor import Predictor, Prepared
+from .video import VIDEO_ENDINGS, VideoOptions, VideoSummary, predict_video
 
 __all__ = ["PredictionSummary", "predict_files"]
 
-RESULT_ENDINGS = ("_labels.png", "_overlay.png")
+IMAGE_ENDINGS = {"labels": "_labels.png", "overlay": "_overlay.png"}
+RESULT_ENDINGS = (*IMAGE_ENDINGS.values(), *VIDEO_ENDINGS.values())
 SOFTWARE, NAME = "Software", "bssnet-zoo"
 WRITING = 4  # predictions that wait for the thread that writes
 
@@ -34,49 +37,61 @@ class PredictionSummary:
 
     Attributes:
         classes: Names and palette of the classes.
-        counts: Pixels of each class in all images, (num_classes,).
-        written: Label images and overlays written, in pairs.
-        failed: Unreadable files and why.
-        seconds: Time for all files, reading and writing included.
+        counts: Pixels of each class in all images and frames, (num_classes,).
+        written: The label image and the overlay of each image, as far as they were asked for.
+        videos: What was done with each video.
+        failed: Unreadable files, damaged videos, and why.
+        seconds: Time for all images, reading and writing included.
+        interrupted: Ctrl-C ended a video.
     """
 
     classes: ClassInfo
     counts: np.ndarray
-    written: list[tuple[Path, Path]] = field(default_factory=list)
-    failed: dict[Path, str] = field(default_factory=dict)
+    written: list[tuple[Path, ...]] = field(default_factory=list)
+    videos: list[VideoSummary] = field(default_factory=list)
+    failed: dict[str | Path, str] = field(default_factory=dict)
     seconds: float = 0.
+    interrupted: bool = False
 
     def __str__(self) -> str:
         lines = []
-        if self.written:
+        if self.counts.any():
             order = np.argsort(-self.counts, kind="stable")
             lines = [f"{self.classes.names[i]:<20}{self.counts[i] / self.counts.sum():>7.1%}" for i in order]
+        if self.written:
             lines.append(f"{len(self.written)} images in {self.seconds:.2f} s, {len(self.written) / self.seconds:.2f} "
                          "images/s with reading and writing")
-            lines.append(f"last written: {self.written[-1][0]} and {self.written[-1][1]}")
+            lines.append(f"last written: {' and '.join(map(str, self.written[-1]))}")
+        lines += [str(video) for video in self.videos]
         return "\n".join(lines + [f"failed: {reason}" for reason in self.failed.values()])
 
 
-def find_images(paths: Iterable[str | os.PathLike], out: Path) -> list[tuple[Path, Path]]:
-    """Image files and the names, relative and without suffix, for their results: folders are searched to the bottom.
+def find_sources(paths: Iterable[str | os.PathLike], out: Path) -> list[tuple[str | Path, Path]]:
+    """Images and videos and the names, relative and without suffix, for their results: folders are searched to the
+    bottom.
 
     Args:
-        paths: Files and folders.
+        paths: Files, folders, addresses of streams.
         out: The folder of the results, which are left out if they are there from before.
 
     Raises:
-        ValueError: A folder without images.
+        ValueError: A folder without images and videos.
     """
-    found, taken = [], set()
-    for path in map(Path, paths):
-        files = [path]
-        if path.is_dir():
-            files = [p for p in image_files(path)
+    found, taken = list[tuple[str | Path, Path]](), set()
+    for path in paths:
+        files: list[tuple[str | Path, Path]]
+        if is_stream(path):
+            files = [(os.fspath(path), Path(stream_name(path)))]
+        elif Path(path).is_dir():
+            files = [(p, p.relative_to(path).with_suffix(""))
+                     for p in sorted(image_files(Path(path)) + video_files(Path(path)))
                      if not (p.name.endswith(RESULT_ENDINGS) and out.resolve() in p.resolve().parents)]
             if not files:
-                raise ValueError(f"no images in {path}: looked for {', '.join(IMAGE_SUFFIXES)}")
-        for file in files:
-            base = (file.relative_to(path) if path.is_dir() else Path(file.name)).with_suffix("")
+                raise ValueError(f"no images and videos in {path}: looked for "
+                                 f"{', '.join(IMAGE_SUFFIXES + VIDEO_SUFFIXES)}")
+        else:
+            files = [(Path(path), Path(Path(path).stem))]
+        for file, base in files:
             name, n = base, 1
             while name in taken:
                 n += 1
@@ -110,22 +125,29 @@ def check_ours(path: Path) -> None:
                               "--overwrite")
 
 
-def save_prediction(prediction: Prediction, base: Path, overwrite: bool = False) -> tuple[Path, Path]:
-    """Writes ``BASE_labels.png`` and ``BASE_overlay.png``. Returns their paths.
+def save_prediction(
+        prediction: Prediction,
+        base: Path,
+        overwrite: bool = False,
+        outputs: tuple[str, ...] = ("labels", "overlay"),
+) -> tuple[Path, ...]:
+    """Writes ``BASE_labels.png`` and ``BASE_overlay.png``, as far as they are asked for. Returns their paths.
 
     Raises:
         FileExistsError: One is there that was not written by this function, and ``overwrite`` isn't set.
     """
-    labels, overlay = (base.with_name(base.name + ending) for ending in RESULT_ENDINGS)
-    for path in () if overwrite else (labels, overlay):
+    paths = {kind: base.with_name(base.name + IMAGE_ENDINGS[kind]) for kind in outputs}
+    for path in () if overwrite else paths.values():
         check_ours(path)
     signed = PngInfo()
     signed.add_text(SOFTWARE, NAME)
-    with atomic_path(labels) as temporary:
-        prediction.label_image().save(temporary, pnginfo=signed)
-    with atomic_path(overlay) as temporary:  # to search a photograph for strings takes 5 times as long and gains 3 %
-        prediction.overlay().save(temporary, compress_level=1, compress_type=zlib.Z_RLE, pnginfo=signed)
-    return labels, overlay
+    if "labels" in paths:
+        with atomic_path(paths["labels"]) as temporary:
+            prediction.label_image().save(temporary, pnginfo=signed)
+    if "overlay" in paths:  # to search a photograph for strings takes 5 times as long and gains 3 %
+        with atomic_path(paths["overlay"]) as temporary:
+            prediction.overlay().save(temporary, compress_level=1, compress_type=zlib.Z_RLE, pnginfo=signed)
+    return tuple(paths.values())
 
 
 def predict_files(
@@ -133,36 +155,45 @@ def predict_files(
         paths: Iterable[str | os.PathLike[str]],
         out: str | os.PathLike[str],
         overwrite: bool = False,
+        images: tuple[str, ...] = ("labels", "overlay"),
+        videos: VideoOptions | None = None,
 ) -> PredictionSummary:
-    """Segments image files and writes, for each, ``NAME_labels.png`` and ``NAME_overlay.png``.
+    """Segments image files, then videos. Writes ``NAME_labels.png`` and ``NAME_overlay.png`` for each image,
+    ``NAME_overlay.mp4`` and, if asked for, ``NAME_labels.mkv`` for each video.
 
     Reading, computing and writing overlap. A file that can't be read or written doesn't stop the rest: it is in the
     summary.
 
     Args:
         predictor: What segments them.
-        paths: Image files and folders, which are searched to the bottom.
+        paths: Image files, sources of videos as `Video` takes them, and folders, which are searched to the bottom.
         out: The folder to write to; below a folder of images, sub-folders are kept.
         overwrite: Replace files that were not written by this function.
+        images: What to write of images: "labels", "overlay", both or none.
+        videos: What is wanted of videos.
 
     Raises:
-        ValueError: A folder without images, an output folder that can't be written to.
+        ValueError: A folder without images and videos, an output folder that can't be written to.
+        RuntimeError: There are videos, and PyAV isn't installed.
     """
     out = Path(out)
-    files = find_images([paths] if isinstance(paths, (str, os.PathLike)) else paths, out)
+    sources = find_sources([paths] if isinstance(paths, (str, os.PathLike)) else paths, out)
+    files = [source for source in sources if not is_video(source[0])]
+    if len(files) < len(sources):
+        require_av()
     check_writable(out)
     classes = predictor.runner.classes
     if classes is None:
         raise ValueError("the model has no num_classes, which says how many classes to count")
     summary = PredictionSummary(classes, np.zeros(len(classes.names), dtype=np.int64))
 
-    def read(file: tuple[Path, Path]) -> tuple[tuple[Path, Path], Prepared | str]:
+    def read(file: tuple[str | Path, Path]) -> tuple[tuple[str | Path, Path], Prepared | str]:
         try:
             return file, predictor.prepare(file[0])
         except (OSError, ValueError) as error:
             return file, str(error)
 
-    def finish(file: Path, written: Future[tuple[Path, Path]], counts: np.ndarray) -> None:
+    def finish(file: str | Path, written: Future[tuple[Path, ...]], counts: np.ndarray) -> None:
         try:
             summary.written.append(written.result())
             summary.counts += counts
@@ -172,13 +203,13 @@ def predict_files(
     start = time.perf_counter()
     bar = tqdm(total=len(files), unit="image", disable=len(files) < 2 or None, leave=False)
     with ThreadPoolExecutor(1) as writer, bar:
-        writing: deque[tuple[Path, Future[tuple[Path, Path]], np.ndarray]] = deque()
+        writing: deque[tuple[str | Path, Future[tuple[Path, ...]], np.ndarray]] = deque()
         for (file, name), prepared in ahead(read, files):
             if isinstance(prepared, str):
                 summary.failed[file] = prepared
             else:
                 prediction = predictor.segment(prepared)
-                written = writer.submit(save_prediction, prediction, out / name, overwrite)
+                written = writer.submit(save_prediction, prediction, out / name, overwrite, images)
                 writing.append((file, written, prediction.counts()))
             if len(writing) > WRITING:
                 finish(*writing.popleft())
@@ -186,4 +217,16 @@ def predict_files(
         for result in writing:
             finish(*result)
     summary.seconds = time.perf_counter() - start
+    for source, name in sources:
+        if is_video(source) and not summary.interrupted:
+            try:
+                done = predict_video(predictor, source, out / name, videos, [s for s, _ in sources], overwrite)
+            except (OSError, ValueError) as error:
+                summary.failed[source] = str(error)
+                continue
+            summary.videos.append(done)
+            summary.counts += done.counts
+            summary.interrupted = done.interrupted
+            if done.problem:
+                summary.failed[source] = f"{source}: {done.problem}"
     return summary
