@@ -33,7 +33,7 @@ def require_av() -> Any:
     try:
         import av
     except ImportError:
-        raise RuntimeError("videos need av: pip install 'bssnet-zoo[video]'") from None
+        raise RuntimeError("videos need av: the extra [video], as in pip install '.[video]'") from None
     return av
 
 
@@ -164,7 +164,7 @@ class Video:
         self.problem: str | None = None
         self._left = False
 
-    def __len__(self) -> int:
+    def expected(self) -> int:
         """Frames that the clip will have, about; 0 if unknown."""
         clip, length = self.clip, self._length()
         if self.live or not length or not self.rate:
@@ -198,9 +198,10 @@ class Video:
         """Seconds of the video stream; 0 if unknown."""
         if self._stream.duration:
             return float(self._stream.duration * self._stream.time_base)
-        if "DURATION" in self._stream.metadata:  # of Matroska
-            hours, minutes, seconds = self._stream.metadata["DURATION"].split(":")
-            return 3600 * int(hours) + 60 * int(minutes) + float(seconds)
+        matroska = re.fullmatch(r"(\d+):(\d+):([\d.]+)", self._stream.metadata.get("DURATION", ""))
+        if matroska:
+            hours, minutes, seconds = map(float, matroska.groups())
+            return 3600 * hours + 60 * minutes + seconds
         return self._container.duration / 1e6 if self._container.duration and len(self._container.streams) == 1 else 0.
 
     def _from(self, start: float) -> Iterator[Frame]:
@@ -227,7 +228,7 @@ class Video:
     def _frames(self) -> Iterator[Frame]:
         """All frames from where the container stands; at the end ``problem`` says what was wrong with them."""
         origin, rate = self._stream.start_time, self.rate or 25
-        size, end = None, 0.
+        size, end, longest = None, 0., float(1 / rate)
         for decoded in self._decoded():
             if decoded.pts is None:  # as in raw H.264
                 time = end
@@ -239,9 +240,9 @@ class Video:
                 aspect = self._stream.sample_aspect_ratio or Fraction(1)
                 self.aspect = 1 / aspect if round(decoded.rotation / 90) % 2 else aspect
             duration = float((decoded.duration or 0) * self.time_base) or float(1 / rate)
-            end = time + duration
+            longest, end = max(longest, time - end), time + duration
             yield Frame(time, duration, decoded, size)
-        if not self.live and not self.problem and self._length() - end > max(1., 2 / rate):
+        if not self.live and not self.problem and self._length() - end > max(1., 2 * longest):
             self.problem = f"ends after {end:.1f} of {self._length():.1f} seconds: is the file complete?"
         elif not self.live and not self.problem and self._damaged:
             self.problem = f"{self._damaged} damaged packets were left out"
@@ -253,10 +254,7 @@ class Video:
         while not self._left:
             try:
                 packet = next(packets, None)
-            except OSError as error:
-                self.problem = f"can't be read to its end: {_reason(error)}"
-                return
-            except av.FFmpegError as error:
+            except (av.FFmpegError, OSError) as error:
                 self.problem = f"can't be read to its end: {_reason(error)}"
                 return
             if packet is None:
@@ -287,7 +285,6 @@ def _open(source: str) -> Any:
         name = source.removeprefix(f"{scheme}:")
     elif not scheme and not os.path.exists(source):
         raise FileNotFoundError(f"video not found: {source}")
-    av.logging.set_level(None)  # FFmpeg's own messages, beside which the one line of ours is lost
     try:
         return av.open(name, format=scheme if scheme in DEVICES else None, timeout=TIMEOUT)
     except (av.FFmpegError, OSError, ValueError) as error:

@@ -20,9 +20,12 @@ def interpolation(source: int, target: int) -> torch.Tensor:
 
 @lru_cache(maxsize=16)
 def resizes(source: int, padded: int, seen: int, target: int) -> torch.Tensor:
-    """The matrix (target, source) of a side that is resized to ``padded``, cut to ``seen``, resized to ``target``."""
+    """The matrix (target, source) of a side that is resized to ``padded``, cut to ``seen``, resized to ``target``.
+
+    float64, on the CPU (some devices have no float64).
+    """
     matrix = interpolation(source, padded)[:seen]
-    return (matrix if seen == target else interpolation(seen, target) @ matrix).float()
+    return matrix if seen == target else interpolation(seen, target) @ matrix
 
 
 def resize_logits(
@@ -38,13 +41,14 @@ def resize_logits(
     at full size.
 
     Args:
-        logits: Raw logits, float32.
+        logits: Raw logits.
         padded: Height and width of what the network saw.
         seen: The part of it, from the top left, that is image.
         size: Height and width of the image.
         strip: Rows of a strip.
     """
-    down, across = (resizes(logits.shape[2 + i], padded[i], seen[i], size[i]) for i in range(2))
+    down, across = (
+        resizes(logits.shape[2 + i], padded[i], seen[i], size[i]).to(logits.dtype) for i in range(2))
     across = across.T.to(logits.device)
     for rows in down.split(strip):
         used = rows.any(0).nonzero()

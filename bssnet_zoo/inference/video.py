@@ -190,7 +190,7 @@ def predict_video(
     classes = predictor.runner.classes
     summary = VideoSummary(video.source, np.zeros(len(classes.names) if classes else 0, dtype=np.int64))
     start = perf_counter()
-    bar = tqdm(total=len(video) or None, unit="frame", desc=Path(video.source).name, disable=None, leave=False)
+    bar = tqdm(total=video.expected() or None, unit="frame", desc=Path(video.source).name, disable=None, leave=False)
     try:
         with bar, ExitStack() as files:
             written: dict[str, VideoFile] = {}
