@@ -63,7 +63,11 @@ def read_video(path, format="rgb24"):
 
 @pytest.fixture(scope="module")
 def predictor():
-    return Predictor("bssnet_t", backend="deploy", precision="float32", size=64)
+    """One for all, with one thread: at this size a second one costs more than it gains."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield Predictor("bssnet_t", backend="deploy", precision="float32", size=64)
+    torch.set_num_threads(threads)
 
 
 @pytest.fixture(autouse=True)

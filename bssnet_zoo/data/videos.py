@@ -1,4 +1,5 @@
 """Frames of a video file, a stream or a camera, decoded by PyAV."""
+import errno
 import math
 import os
 import re
@@ -157,8 +158,8 @@ class Video:
         self.time_base: Fraction = self._stream.time_base
         self.aspect = Fraction(1)
         scheme = _scheme(self.source)
-        endless = scheme in ("http", "https") and self._container.duration is None
-        self.live = scheme in LIVE_PROTOCOLS + DEVICES or endless if self.clip.live is None else self.clip.live
+        self._endless = scheme in ("http", "https") and self._container.duration is None
+        self.live = scheme in LIVE_PROTOCOLS + DEVICES or self._endless if self.clip.live is None else self.clip.live
         self._stream.thread_type = "SLICE" if self.live else "AUTO"  # threads by frame hold frames back
         self.read = self.dropped = self._damaged = 0
         self.problem: str | None = None
@@ -185,7 +186,7 @@ class Video:
                     continue
                 yield frame
                 taken += 1
-                if taken == clip.max_frames:
+                if taken == clip.max_frames and not self.live:  # of a live source who takes them counts
                     return
         finally:
             container.close()
@@ -255,18 +256,19 @@ class Video:
             try:
                 packet = next(packets, None)
             except (av.FFmpegError, OSError) as error:
-                self.problem = f"can't be read to its end: {_reason(error)}"
-                return
-            if packet is None:
-                return
+                if not (self._endless and error.errno == errno.EIO):  # FFmpeg's end of an answer that has no length
+                    self.problem = f"can't be read to its end: {_reason(error)}"
+                packets, packet = iter(()), None  # the decoder holds a few frames still
             try:
-                frames = packet.decode()
+                frames = packet.decode() if packet is not None else self._stream.codec_context.decode(None)
             except av.EOFError:
                 return
             except av.FFmpegError:  # the next key frame may be whole
                 self._damaged += 1
                 continue
             yield from frames
+            if packet is None:
+                return
 
 
 def _reason(error: BaseException) -> str:

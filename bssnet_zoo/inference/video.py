@@ -3,6 +3,7 @@ import os
 from collections.abc import Iterable, Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass, field
+from itertools import islice
 from pathlib import Path
 from time import perf_counter
 from typing import TYPE_CHECKING
@@ -93,7 +94,7 @@ def predict_frames(predictor: "Predictor", video: Video, smooth: float = 0.) -> 
         return frame, predictor.prepare(frame.image())
 
     average: torch.Tensor | None = None
-    frames = newest(video, drop) if video.live else video
+    frames = islice(newest(video, drop), video.clip.max_frames) if video.live else video
     try:
         for frame, prepared in ahead(prepare, frames, number=1 if video.live else 2):
             scores = predictor.scores(prepared)
