@@ -3,6 +3,7 @@ from .deployment.rewrites import deploy
 from .device import keep_freed_memory
 from .inference.prediction import Prediction
 from .inference.predictor import Predictor, predict
+from .inference.video import write_overlay
 from .layers import LUAFM, PAPPM, UMF
 from .losses import BoundaryLoss, BSSNetLoss, OhemCrossEntropyLoss
 from .metrics import BoundaryF1, ConfusionMatrix
@@ -32,4 +33,5 @@ __all__ = [
     "list_models",
     "load_checkpoint",
     "predict",
+    "write_overlay",
 ]

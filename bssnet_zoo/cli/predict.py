@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 
+from ..data.videos import Clip
 from ..deployment.exported import is_exported
 from ..device import PRECISIONS, keep_freed_memory, parse_device
 from ..distributed import Process, end_process, init_process
@@ -18,6 +19,7 @@ from ..inference.polygons import require_opencv
 from ..inference.prediction import Prediction
 from ..inference.predictor import Predictor
 from ..inference.runner import BACKENDS
+from ..inference.video import VideoOptions, check_smooth
 from ..models import create_trained_model
 from ..models.weights import checkpoint_config
 from .options import Verbs, image_size
@@ -27,10 +29,12 @@ _logger = logging.getLogger(__name__)
 
 def add_parser(verbs: Verbs) -> None:
     parser = verbs.add_parser(
-        "predict", help="segment images: label PNGs and overlays",
-        description="Segments image files and folders. Writes NAME_labels.png (a palette PNG, pixel values are class "
-                    "ids) and NAME_overlay.png (with a legend) for each. Exit status 1 if some file could not be read.")
-    parser.add_argument("images", nargs="+", metavar="IMAGE", help="image file or folder (searched to the bottom)")
+        "predict", help="segment images and videos: label maps and overlays",
+        description="Segments images, videos, streams and folders. Writes NAME_labels.png (a palette PNG, pixel values "
+                    "are class ids) and NAME_overlay.png (with a legend) for an image, NAME_overlay.mp4 for a video. "
+                    "Exit status 1 if some file could not be read to its end.")
+    parser.add_argument("images", nargs="+", metavar="SOURCE", help="image, video, folder (searched to the bottom), "
+                        "address of a stream (rtsp://, http://) or camera (/dev/video0)")
     parser.add_argument("--model", metavar="NAME", help="model or model.tag, see 'bssnet-zoo list' (default: bssnet_t, "
                         "or the one that the checkpoint fits)")
     parser.add_argument("--checkpoint", metavar="FILE", help="weights instead of the pretrained ones, .safetensors or "
@@ -46,11 +50,25 @@ def add_parser(verbs: Verbs) -> None:
                         "installed (default: %(default)s)")
     parser.add_argument("--precision", choices=PRECISIONS, help="default: bfloat16 on a CPU that has it, else float32")
     parser.add_argument("--device", help="cpu, cuda, cuda:1, mps ... (default: cuda or mps if there is one)")
+    parser.add_argument("--no-overlay", dest="overlay", action="store_false", help="write no overlays")
+    parser.add_argument("--labels", action=argparse.BooleanOptionalAction, help="write label maps (default: of images, "
+                        "not of videos; NAME_labels.mkv, grey FFV1 whose pixel values are class ids)")
+    video = parser.add_argument_group("videos and streams", "need the extra [video]")
+    video.add_argument("--start", type=float, default=0., metavar="S", help="seconds from the beginning to the first "
+                       "frame (default: %(default)g)")
+    video.add_argument("--end", type=float, metavar="S", help="seconds from the beginning at which to end")
+    video.add_argument("--stride", type=int, default=1, metavar="N", help="take every N-th frame (default: "
+                       "%(default)s)")
+    video.add_argument("--max-frames", type=int, metavar="N", help="frames at most")
+    video.add_argument("--smooth", type=float, default=0., metavar="A", help="exponential average of the logits over "
+                       "frames: weight of the past, 0 (off) to below 1 (default: %(default)g)")
+    video.add_argument("--live", action=argparse.BooleanOptionalAction, help="drop frames that come while the network "
+                       "is busy (default: of cameras and of streams without an end)")
     parser.add_argument("--overwrite", action="store_true", help="replace files in DIR that 'predict' did not write")
-    parser.add_argument("--skip-existing", action="store_true", help="leave out images whose two files are in DIR: to "
-                        "go on where an earlier run ended")
-    parser.add_argument("--json", action="store_true", help="print a line of JSON for each image: its classes' shares "
-                        "and polygons in the words of COCO (extra [polygons]); the summary goes to stderr")
+    parser.add_argument("--skip-existing", action="store_true", help="leave out what has its files in DIR: to go on where "
+                        "an earlier run ended")
+    parser.add_argument("--json", action="store_true", help="print a line of JSON for each image or frame: its "
+                        "classes' shares and polygons in the words of COCO (extra [polygons]); the summary goes to stderr")
     parser.add_argument("--min-area", type=int, default=0, metavar="N", help="with --json: leave out regions of fewer "
                         "pixels, and fill such holes (default: %(default)s)")
     parser.set_defaults(run=run)
@@ -58,6 +76,12 @@ def add_parser(verbs: Verbs) -> None:
 
 def size(text: str) -> tuple[int, ...] | str:
     return text if text == "full" else image_size(text)
+
+
+def outputs(overlay: bool, labels: bool | None, labels_by_default: bool) -> tuple[str, ...]:
+    """What to write, "labels", "overlay" or both."""
+    wanted = {"labels": labels_by_default if labels is None else labels, "overlay": overlay}
+    return tuple(kind for kind in wanted if wanted[kind])
 
 
 def check_options(args: argparse.Namespace, process: Process) -> None:
@@ -68,6 +92,7 @@ def check_options(args: argparse.Namespace, process: Process) -> None:
         raise ValueError("--min-area is for the polygons of --json")
     if args.skip_existing and args.overwrite:
         raise ValueError("--skip-existing leaves the files that are there, --overwrite replaces them: take one")
+    check_smooth(args.smooth)
     if args.json:
         require_opencv()
         if process.world_size > 1 and stat.S_ISFIFO(os.fstat(sys.stdout.fileno()).st_mode):
@@ -96,6 +121,7 @@ def run(args: argparse.Namespace) -> int:
     exported = args.checkpoint is not None and is_exported(args.checkpoint)
     process = init_process("cpu" if exported else args.device, patient=True)
     check_options(args, process)
+    clip = Clip(args.start, args.end, args.stride, args.max_frames, args.live)
     predictor = create_predictor(args, args.device if process.world_size == 1 else str(process.device))
     if predictor.runner.device.type == "cpu":
         keep_freed_memory()
@@ -105,13 +131,17 @@ def run(args: argparse.Namespace) -> int:
         if predictor.runner.backend == "openvino":  # which has threads of its own: torch's would spin beside them
             torch.set_num_threads(1)
         summary = predict_files(
-            predictor, args.images, args.out, args.overwrite, args.skip_existing, process,
-            partial(print_line, args.min_area) if args.json else None)
+            predictor, args.images, args.out, overwrite=args.overwrite, skip_existing=args.skip_existing,
+            images=outputs(args.overlay, args.labels, True),
+            videos=VideoOptions(clip, args.smooth, outputs(args.overlay, args.labels, False)),
+            process=process, on_written=partial(print_line, args.min_area) if args.json else None)
     finally:
         torch.set_num_threads(threads)
     if process.primary:
         print(summary, file=sys.stderr if args.json else sys.stdout)
     end_process()
+    if summary.interrupted:
+        raise KeyboardInterrupt
     return 1 if summary.failed else 0
 
 

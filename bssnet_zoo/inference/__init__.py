@@ -3,6 +3,6 @@
 - `predictor`: what segments images, batches and streams. `prediction`: the result, and pictures of it.
 - `polygons`: outlines of masks.
 - `runner`: what runs the network, an exported file, OpenVINO or torch.
-- `resize`: logits at the size of the image, a few rows at a time. `overlap`: reading while the network computes.
-- `files`: image files and folders.
+- `resize`: logits at the size of the image, a few rows at a time. `overlap`: threads that read and write meanwhile.
+- `files`: image files, videos and folders. `video`: a video or stream. `video_file`: videos that are written.
 """

@@ -1,6 +1,7 @@
 """The one path from images to predictions: what can be prepared is prepared once."""
 import logging
 import os
+import warnings
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Literal, NamedTuple
 
@@ -11,11 +12,13 @@ from torch import nn
 from torchvision.transforms.v2 import functional as TF
 
 from ..data.images import ImageLike, read_image
+from ..data.videos import Clip, Video
 from ..models.classes import unnamed_classes
 from .overlap import ahead
 from .prediction import Prediction
-from .resize import resize_logits
+from .resize import largest_class, resize_logits
 from .runner import create_runner
+from .video import check_smooth, predict_frames
 
 __all__ = ["Predictor", "predict"]
 
@@ -151,6 +154,46 @@ class Predictor:
         """Segments images one by one, as they come; the next ones are read while the network computes."""
         return (self.segment(prepared, probabilities) for prepared in ahead(self.prepare, images))
 
+    def video(
+            self,
+            source: str | os.PathLike[str],
+            start: float = 0.,
+            end: float | None = None,
+            stride: int = 1,
+            max_frames: int | None = None,
+            live: bool | None = None,
+            smooth: float = 0.,
+    ) -> Iterator[tuple[float, Prediction]]:
+        """Segments a video: gives the time in seconds and the prediction of each frame. It needs the extra ``[video]``.
+
+        The next frames are decoded while the network computes. Of a damaged file what can be read is given, and a
+        warning says what is missing.
+
+        Args:
+            source: A file, an address (``rtsp://``, ``http://``, ...), ``pipe:0``, or a camera such as ``/dev/video0``.
+            start: Seconds from the beginning of the video to the first frame.
+            end: Seconds from the beginning of the video at which it ends; None for all of it.
+            stride: 1 for all frames, 2 for every second one, and so on.
+            max_frames: Frames at most.
+            live: Drop frames that come while the network is busy. None for true of cameras and endless streams.
+            smooth: Weight of the past in an exponential average of the raw logits over frames: 0, off, to below 1.
+
+        Raises:
+            FileNotFoundError: No such file.
+            ValueError: Not a video, one that can't be decoded, arguments that can't be.
+            RuntimeError: PyAV isn't installed.
+        """
+        check_smooth(smooth)
+        video = Video(source, Clip(start, end, stride, max_frames, live))
+
+        def predictions() -> Iterator[tuple[float, Prediction]]:
+            for frame, prediction in predict_frames(self, video, smooth):
+                yield frame.time, prediction
+            if video.problem:
+                warnings.warn(f"{video.source}: {video.problem}", stacklevel=2)
+
+        return predictions()
+
     def prepare(self, image: ImageLike) -> Prepared:
         """Reads an image, resizes and normalises it. The first half of a call."""
         rgb = read_image(image)
@@ -167,6 +210,16 @@ class Predictor:
     def segment(self, prepared: Prepared, probabilities: bool = False) -> Prediction:
         """Runs the network on what `prepare` gave. The second half of a call."""
         return self._segment([prepared], probabilities)[0]
+
+    @torch.inference_mode()
+    def scores(self, prepared: Prepared) -> torch.Tensor:
+        """What the network gives for what `prepare` gave: raw logits (1, C, h, w), or labels of an exported file."""
+        return self.runner.run(prepared.images)
+
+    @torch.inference_mode()
+    def answer(self, prepared: Prepared, scores: torch.Tensor) -> Prediction:
+        """The prediction that scores stand for."""
+        return self._prediction(prepared, scores, probabilities=False)
 
     @torch.inference_mode()
     def _segment(self, group: Sequence[Prepared], probabilities: bool) -> list[Prediction]:
@@ -187,8 +240,7 @@ class Predictor:
             if probabilities:
                 logits = torch.cat(list(strips), dim=2)
                 strips, softmax = iter([logits]), logits[0].softmax(0).cpu().numpy()
-            # on a CPU max is several times faster than argmax
-            labels = torch.cat([strip[0].max(0).indices.byte() for strip in strips])
+            labels = torch.cat([largest_class(strip[0]) for strip in strips])
         return Prediction(labels.cpu().numpy(), picture, classes.names, classes.palette, softmax)
 
 

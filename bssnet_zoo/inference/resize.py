@@ -1,27 +1,31 @@
 """Logits of any size, resized to an image a few rows at a time."""
 from collections.abc import Iterator, Sequence
+from functools import lru_cache
 
 import torch
-import torch.nn.functional as F
 
-__all__ = ["resize_logits"]
+__all__ = ["largest_class", "resize_logits"]
 
 
-def resize_rows(logits: torch.Tensor, rows: torch.Tensor, width: int) -> torch.Tensor:
-    """Logits (N, C, h, w) at any rows, bilinear: (N, C, len(rows), width).
+def interpolation(source: int, target: int) -> torch.Tensor:
+    """The matrix (target, source) of a bilinear resize of one side, corners aligned; float64."""
+    positions = torch.arange(target, dtype=torch.float64) * ((source - 1) / max(target - 1, 1))
+    first = positions.long().clamp(max=source - 1)
+    weight = positions - first
+    matrix, rows = torch.zeros(target, source, dtype=torch.float64), torch.arange(target)
+    matrix[rows, first] = 1 - weight
+    matrix[rows, (first + 1).clamp(max=source - 1)] += weight
+    return matrix
 
-    Args:
-        logits: What to resize.
-        rows: Positions between 0 and h - 1, float64, on the CPU (some devices have no float64).
-        width: The width to resize to, corners aligned.
+
+@lru_cache(maxsize=16)
+def resizes(source: int, padded: int, seen: int, target: int) -> torch.Tensor:
+    """The matrix (target, source) of a side that is resized to ``padded``, cut to ``seen``, resized to ``target``.
+
+    float64, on the CPU (some devices have no float64).
     """
-    above = rows.floor().long().clamp(max=logits.shape[2] - 1)
-    below = (above + 1).clamp(max=logits.shape[2] - 1)
-    weight = (rows - above).to(logits.dtype)[:, None].to(logits.device)
-    strip = torch.lerp(logits[:, :, above.to(logits.device)], logits[:, :, below.to(logits.device)], weight)
-    if width == logits.shape[3]:
-        return strip
-    return F.interpolate(strip, size=(len(rows), width), mode="bilinear", align_corners=True)
+    matrix = interpolation(source, padded)[:seen]
+    return matrix if seen == target else interpolation(seen, target) @ matrix
 
 
 def resize_logits(
@@ -33,7 +37,8 @@ def resize_logits(
 ) -> Iterator[torch.Tensor]:
     """Logits (1, C, h, w) resized to what the network saw and then to the image, in strips (1, C, strip, W) of rows.
 
-    Both resizes are bilinear with aligned corners, as published. Strips need no map of all classes at full size.
+    Both resizes are bilinear with aligned corners, as published; here they are one. Strips need no map of all classes
+    at full size.
 
     Args:
         logits: Raw logits.
@@ -42,13 +47,25 @@ def resize_logits(
         size: Height and width of the image.
         strip: Rows of a strip.
     """
-    def steps(rows: torch.Tensor, source: int, target: int) -> torch.Tensor:
-        return rows * ((source - 1) / max(target - 1, 1))
+    down, across = (
+        resizes(logits.shape[2 + i], padded[i], seen[i], size[i]).to(logits.dtype) for i in range(2))
+    across = across.T.to(logits.device)
+    for rows in down.split(strip):
+        used = rows.any(0).nonzero()
+        first, last = int(used[0]), int(used[-1]) + 1
+        yield rows[:, first:last].to(logits.device) @ (logits[:, :, first:last] @ across)
 
-    for top in range(0, size[0], strip):
-        rows = steps(torch.arange(top, min(top + strip, size[0]), dtype=torch.float64), seen[0], size[0])
-        first, last = int(rows[0]), min(int(rows[-1]) + 1, seen[0] - 1)
-        seen_rows = torch.arange(first, last + 1, dtype=torch.float64)
-        part = resize_rows(logits, steps(seen_rows, logits.shape[2], padded[0]), padded[1])[..., :seen[1]]
-        same = tuple(seen) == tuple(size)
-        yield part[:, :, :len(rows)] if same else resize_rows(part, rows - first, size[1])
+
+def largest_class(strip: torch.Tensor) -> torch.Tensor:
+    """The class of the largest logit at each pixel of logits (C, H, W), which are overwritten: (H, W) uint8.
+
+    On a CPU the class stands in the lowest bits of its logit for that, because a maximum without its index takes a
+    third of the time. Logits that are equal but for these bits, the last 4 of 24 for 11 classes, count as equal.
+    """
+    if strip.device.type != "cpu" or strip.dtype != torch.float32:
+        return strip.max(0).indices.byte()
+    classes = len(strip)
+    mask = (1 << (classes - 1).bit_length()) - 1
+    bits = strip.contiguous().view(torch.int32)
+    bits.bitwise_and_(~mask).bitwise_or_(torch.arange(classes, dtype=torch.int32)[:, None, None])
+    return (bits.view(torch.float32).amax(0).view(torch.int32) & mask).byte()

@@ -1,0 +1,228 @@
+"""Videos and streams in, predictions, overlays and label maps out."""
+import os
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+from itertools import islice
+from pathlib import Path
+from time import perf_counter
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+from tqdm import tqdm
+
+from ..data.videos import Clip, Frame, Video
+from .overlap import ahead, behind, newest
+from .prediction import Prediction
+from .video_file import VideoFile, label_format, overlay_format, video_file, written_by_us
+
+if TYPE_CHECKING:
+    from .predictor import Predictor, Prepared
+
+__all__ = ["VideoOptions", "VideoSummary", "predict_frames", "predict_video", "write_overlay"]
+
+VIDEO_ENDINGS = {"overlay": "_overlay.mp4", "labels": "_labels.mkv"}
+
+
+@dataclass(frozen=True)
+class VideoOptions:
+    """What is wanted of videos.
+
+    Attributes:
+        clip: Which frames.
+        smooth: As for `Predictor.video`.
+        outputs: "overlay", "labels", both or none.
+    """
+
+    clip: Clip = field(default_factory=Clip)
+    smooth: float = 0.
+    outputs: tuple[str, ...] = ("overlay",)
+
+
+@dataclass
+class VideoSummary:
+    """What `predict_video` did.
+
+    Attributes:
+        source: The video.
+        counts: Pixels of each class in the segmented frames, (num_classes,).
+        outputs: The files written.
+        read: Frames decoded.
+        written: Frames segmented, and written.
+        dropped: Frames of a live source that came while the network was busy.
+        seconds: Time for all of it.
+        problem: Why it ended early, or what was damaged; None if all went well.
+        interrupted: Ctrl-C ended it.
+    """
+
+    source: str
+    counts: np.ndarray
+    outputs: list[Path] = field(default_factory=list)
+    read: int = 0
+    written: int = 0
+    dropped: int = 0
+    seconds: float = 0.
+    problem: str | None = None
+    interrupted: bool = False
+
+    def __str__(self) -> str:
+        files = " and ".join(map(str, self.outputs)) or "no file"
+        return (f"{self.source}: {self.read} frames read, {self.written} written, {self.dropped} dropped in "
+                f"{self.seconds:.2f} s, {self.written / max(self.seconds, 1e-9):.1f} FPS; {files}")
+
+
+def check_smooth(smooth: float) -> None:
+    if not 0 <= smooth < 1:
+        raise ValueError(f"smooth must be 0 (off) or more and below 1, got {smooth:g}")
+
+
+def predict_frames(predictor: "Predictor", video: Video, smooth: float = 0.) -> Iterator[tuple[Frame, Prediction]]:
+    """Segments the frames of a video; a thread decodes and prepares the next ones while the network computes.
+
+    Args:
+        predictor: What segments them.
+        video: The frames. Of a live one, ``video.dropped`` counts those that came while the network was busy.
+        smooth: As for `Predictor.video`.
+    """
+    check_smooth(smooth)
+
+    def drop() -> None:
+        video.dropped += 1
+
+    def prepare(frame: Frame) -> "tuple[Frame, Prepared]":
+        return frame, predictor.prepare(frame.image())
+
+    average: torch.Tensor | None = None
+    frames = islice(newest(video, drop), video.clip.max_frames) if video.live else video
+    try:
+        for frame, prepared in ahead(prepare, frames, number=1 if video.live else 2):
+            scores = predictor.scores(prepared)
+            if smooth:
+                if scores.dtype == torch.uint8:
+                    raise ValueError("this file ends in labels, which can't be averaged: leave out smooth, or export "
+                                     "it without --labels")
+                average = scores if average is None else torch.lerp(scores, average, smooth)
+                scores = average
+            yield frame, predictor.answer(prepared, scores)
+    finally:
+        video.close()
+
+
+def write_overlay(
+        frames: Iterable[tuple[float, Prediction]],
+        path: str | os.PathLike[str],
+        alpha: float = 0.55,
+) -> int:
+    """Writes overlays as a video, H.264 in MP4.
+
+    The file is there when the last frame is written; Ctrl-C ends it where it is.
+
+    Args:
+        frames: Time in seconds and prediction of each frame, as `Predictor.video` gives them.
+        path: The file, which is replaced.
+        alpha: Weight of the colours, 0 to 1.
+
+    Returns:
+        The number of frames.
+
+    Raises:
+        ValueError: There are no frames.
+        OSError: The file can't be written.
+    """
+    with video_file(path, overlay_format()) as file, behind(file.write) as write:
+        for time, prediction in frames:
+            write(np.asarray(prediction.overlay(alpha, legend=False)), time)
+    return file.frames
+
+
+def output_paths(
+        base: Path,
+        options: VideoOptions,
+        sources: Iterable[str | os.PathLike[str]],
+        overwrite: bool,
+) -> dict[str, Path]:
+    """The files to write for a video.
+
+    Raises:
+        FileExistsError: One is there that ``predict`` did not write, or is a source.
+    """
+    paths = {kind: base.with_name(base.name + VIDEO_ENDINGS[kind]) for kind in options.outputs}
+    for path in paths.values():
+        if not path.exists():
+            continue
+        if any(os.path.exists(source) and os.path.samefile(source, path) for source in sources):
+            raise FileExistsError(f"{path} is an input and would be overwritten: choose another --out")
+        if not overwrite and not written_by_us(path):
+            raise FileExistsError(f"{path} is there and was not written by bssnet-zoo predict: choose another --out, "
+                                  "or --overwrite")
+    return paths
+
+
+def predict_video(
+        predictor: "Predictor",
+        source: str | os.PathLike[str],
+        base: Path,
+        options: VideoOptions | None = None,
+        sources: Iterable[str | os.PathLike[str]] = (),
+        overwrite: bool = False,
+        on_written: Callable[..., None] | None = None,
+) -> VideoSummary:
+    """Segments a video and writes ``BASE_overlay.mp4`` and ``BASE_labels.mkv``, as far as they are asked for.
+
+    Decoding, computing and encoding overlap. What could be read of a damaged video is written, and the summary says
+    what is missing. Ctrl-C ends the files where they are, and the summary says so.
+
+    Args:
+        predictor: What segments it.
+        source: As for `Video`.
+        base: Folder and beginning of the names of the files.
+        options: What is wanted.
+        sources: Files that must not be written over.
+        overwrite: Replace files that were not written by this function.
+        on_written: Called with the source, the prediction and the ``time`` in seconds of each frame that is written.
+
+    Raises:
+        FileExistsError: A file is there that must not be replaced.
+        OSError: A file can't be read or written.
+        ValueError: Not a video, no frames in the clip.
+    """
+    options = options or VideoOptions()
+    paths = output_paths(base, options, [os.fspath(source), *sources], overwrite)
+    video = Video(source, options.clip)
+    classes = predictor.runner.classes
+    summary = VideoSummary(video.source, np.zeros(len(classes.names) if classes else 0, dtype=np.int64))
+    start = perf_counter()
+    bar = tqdm(total=video.expected() or None, unit="frame", desc=Path(video.source).name, disable=None, leave=False)
+    try:
+        with bar, ExitStack() as files:
+            written: dict[str, VideoFile] = {}
+
+            def write(frame: Frame, prediction: Prediction) -> None:
+                if not written:
+                    like = dict(time_base=video.time_base, aspect=video.aspect,
+                                rate=(video.rate or 25) / options.clip.stride)
+                    formats = {"overlay": overlay_format(**like), "labels": label_format(**like)}
+                    written.update({kind: files.enter_context(video_file(path, formats[kind]))
+                                    for kind, path in paths.items()})
+                for kind, file in written.items():
+                    array = prediction.labels if kind == "labels" else np.asarray(prediction.overlay(legend=False))
+                    file.write(array, frame.time, frame.duration * options.clip.stride)
+                summary.written += 1
+                if on_written is not None:
+                    on_written(source, prediction, time=round(float(frame.time), 6))
+
+            with behind(write) as write_later:
+                for frame, prediction in predict_frames(predictor, video, options.smooth):
+                    write_later(frame, prediction)
+                    summary.counts += prediction.counts()
+                    bar.set_postfix(dropped=video.dropped, refresh=False) if video.live else None
+                    bar.update()
+            if not summary.written:
+                raise ValueError(f"{video.source}: {video.problem or 'no frames in what was asked for'}")
+    except KeyboardInterrupt:
+        summary.interrupted = True
+    summary.seconds = perf_counter() - start
+    summary.read, summary.dropped, summary.problem = video.read, video.dropped, video.problem
+    summary.outputs = [path for path in paths.values() if summary.written]
+    return summary
