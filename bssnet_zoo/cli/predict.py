@@ -65,10 +65,11 @@ def add_parser(verbs: Verbs) -> None:
     video.add_argument("--live", action=argparse.BooleanOptionalAction, help="drop frames that come while the network "
                        "is busy (default: of cameras and of streams without an end)")
     parser.add_argument("--overwrite", action="store_true", help="replace files in DIR that 'predict' did not write")
-    parser.add_argument("--skip-existing", action="store_true", help="leave out what has its files in DIR: to go on where "
-                        "an earlier run ended")
+    parser.add_argument("--skip-existing", action="store_true", help="leave out what has its files in DIR: to go on "
+                        "where an earlier run ended")
     parser.add_argument("--json", action="store_true", help="print a line of JSON for each image or frame: its "
-                        "classes' shares and polygons in the words of COCO (extra [polygons]); the summary goes to stderr")
+                        "classes' shares and polygons in the words of COCO (extra [polygons]); the summary goes to "
+                        "stderr")
     parser.add_argument("--min-area", type=int, default=0, metavar="N", help="with --json: leave out regions of fewer "
                         "pixels, and fill such holes (default: %(default)s)")
     parser.set_defaults(run=run)
