@@ -50,7 +50,9 @@ export class Legend {
 
   pin(index) {
     this.pinned = index;
-    this.rows.forEach(({ button }, i) => button.setAttribute("aria-pressed", String(i === index)));
+    this.rows.forEach(({ button }, i) => {
+      button.setAttribute("aria-pressed", String(i === index));
+    });
     this.#show(index);
   }
 
@@ -70,6 +72,8 @@ export class Legend {
 
   /** Marks the class under the pointer, -1 for none. */
   mark(index) {
-    this.rows.forEach(({ button }, i) => button.classList.toggle("is-under", i === index));
+    this.rows.forEach(({ button }, i) => {
+      button.classList.toggle("is-under", i === index);
+    });
   }
 }

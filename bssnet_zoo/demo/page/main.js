@@ -54,7 +54,7 @@ function fillSizes() {
   const chosen = model.sizes.includes(before) ? before : model.size;
   const options = model.sizes.map((pixels) => {
     const note = pixels === model.trained_size ? ", as trained" : "";
-    return new Option(`${pixels} pixels${note}`, pixels, false, pixels === chosen);
+    return new Option(`${pixels} px${note}`, pixels, false, pixels === chosen);
   });
   $("size").replaceChildren(...options);
 }
@@ -166,11 +166,13 @@ function framesPerSecond() {
   return times.length > 1 ? (1000 * (times.length - 1)) / (now - times[0]) : 0;
 }
 
-function describe({ milliseconds, moving, backend, precision, threads, seen }) {
+function showFacts() {
+  const { milliseconds, moving, backend, precision, threads, seen } = result;
   const fps = moving ? framesPerSecond() : 0;
   const where = backend === "webgpu" ? `GPU, ${precision}` : `CPU, ${threads} ${threads === 1 ? "thread" : "threads"}`;
   const parts = [`${milliseconds.toFixed(0)} ms`, fps ? `${fps.toFixed(1)} FPS` : "", where, `${seen[0]} × ${seen[1]}`];
-  return parts.filter(Boolean).join(" · ");
+  $("facts").textContent = parts.filter(Boolean).join(" · ");
+  $("facts").hidden = false;
 }
 
 const received = {
@@ -192,12 +194,17 @@ const received = {
     if (message.id !== number) return; // another one is on its way
     result = message;
     const shares = legend.setCounts(message.counts, !message.moving);
-    $("facts").textContent = describe(message);
-    $("facts").hidden = false;
+    showFacts();
     if (shares) $("status").textContent = `Segmented: ${shares.join(", ")}`;
     $("photo").setAttribute("aria-label", `${current.name} with the classes in colour`);
     $("save-labels").disabled = $("save-overlay").disabled = false;
     $("view").dataset.done = message.id; // for tests
+  },
+
+  timed({ id, milliseconds }) {
+    if (result?.id !== id) return;
+    result.milliseconds = milliseconds;
+    showFacts();
   },
 
   saved({ what, blob }) {
@@ -216,7 +223,8 @@ const received = {
 };
 
 worker.onmessage = ({ data }) => received[data.type](data);
-worker.onerror = () => complain("The page's worker can't be started: a file of this page is missing or the browser is too old.");
+worker.onerror = () =>
+  complain("The page's worker can't be started: a file of this page is missing or the browser is too old.");
 
 // --- the class under the pointer
 
@@ -265,14 +273,16 @@ function listen() {
     button.addEventListener("click", () => openSample(button));
   }
   $("strength").addEventListener("input", () => {
-    $("strength-text").textContent = `${$("strength").value} %`;
+    $("strength-text").textContent = `${$("strength").value}%`;
     $("mask").style.opacity = $("strength").value / 100;
   });
   $("model").addEventListener("change", loadNetwork);
   $("backend").addEventListener("change", loadNetwork);
   $("size").addEventListener("change", segmentCurrent);
   for (const what of ["labels", "overlay"]) {
-    $(`save-${what}`).addEventListener("click", () => send({ type: "save", what, strength: $("strength").value / 100 }));
+    $(`save-${what}`).addEventListener("click", () =>
+      send({ type: "save", what, strength: $("strength").value / 100 }),
+    );
   }
   for (const type of ["pointermove", "pointerdown", "pointerleave"]) $("view").addEventListener(type, point);
   addEventListener("paste", (event) => {
@@ -305,7 +315,8 @@ async function start() {
   send({ type: "start", manifest, base: document.baseURI, photo, mask }, [photo, mask]);
   listen();
   if (navigator.connection?.saveData) {
-    const size = manifest.models[0].files.float32.bytes + manifest.runtime.files.wasm.reduce((sum, f) => sum + f.bytes, 0);
+    const size =
+      manifest.models[0].files.float32.bytes + manifest.runtime.files.wasm.reduce((sum, f) => sum + f.bytes, 0);
     describeLoading(`Choose a picture: the network, ${megabytes(size)} MB, is loaded then`, 0);
   } else {
     loadNetwork();

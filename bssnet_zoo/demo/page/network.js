@@ -17,7 +17,7 @@ function threads() {
 }
 
 // Checked bytes are run, not what a URL gives the next time: modules are blobs, the WebAssembly is handed over.
-async function startRuntime(backend, files) {
+async function startRuntime(files) {
   const [library, starter, binary] = files;
   const ort = await import(asModule(library));
   ort.env.logLevel = "error";
@@ -38,6 +38,7 @@ class Network {
   constructor(ort, session, model, backend, precision) {
     Object.assign(this, { ort, session, model, backend, precision });
     this.threads = backend === "wasm" ? ort.env.wasm.numThreads : 0;
+    this.fresh = true; // it has not run
   }
 
   /** From normalised floats (3, H, W) to raw logits, their shape and the milliseconds it took. */
@@ -69,12 +70,15 @@ async function open(manifest, model, backend, precision, base, onProgress) {
   const wanted = [model.files[precision], ...(started ? [] : runtime.files[backend])];
   const total = wanted.reduce((sum, file) => sum + file.bytes, 0);
   let loaded = 0;
-  const onBytes = (bytes) => onProgress((loaded += bytes), total);
+  const onBytes = (bytes) => {
+    loaded += bytes;
+    onProgress(loaded, total);
+  };
   const runtimeBase = new URL(runtime.base, base);
   const [weights, ...files] = await Promise.all(
     wanted.map((file, i) => download(file, i ? runtimeBase : base, onBytes)),
   );
-  if (!started) runtimes.set(backend, await startRuntime(backend, files));
+  if (!started) runtimes.set(backend, await startRuntime(files));
   const ort = runtimes.get(backend);
   const session = await ort.InferenceSession.create(new Uint8Array(weights), { executionProviders: [backend] });
   return new Network(ort, session, model, backend, precision);

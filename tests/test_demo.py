@@ -1,0 +1,607 @@
+"""`bssnet-zoo demo`: the site, its server, and every control of the page in a real browser, without a network.
+
+The page's tests need Chromium, Playwright, and onnxruntime-web, which npm installs into tests/page/node_modules.
+"""
+import base64
+import contextlib
+import functools
+import io
+import json
+import shutil
+import subprocess
+import threading
+import time
+import urllib.error
+import urllib.request
+from pathlib import Path
+
+import numpy as np
+import pytest
+import yaml
+from PIL import Image
+
+import bssnet_zoo
+from bssnet_zoo.cli import main
+from bssnet_zoo.demo import runtime, server, site
+from bssnet_zoo.demo.server import SiteServer
+from bssnet_zoo.demo.site import write_site
+from bssnet_zoo.files import sha256
+
+TOOLS = Path(__file__).parent / "page"
+PAGE = Path(site.__file__).parent / "page"
+SAMPLES = {name: PAGE / "samples" / f"{name}.jpg" for name in ("shops", "crossing", "dusk")}
+CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+
+
+@functools.cache
+def npm_folder() -> Path:
+    """What npm installed; skips the test if it isn't there and can't be had."""
+    folder = TOOLS / "node_modules"
+    if (folder / "onnxruntime-web").is_dir():
+        return folder
+    npm = shutil.which("npm")
+    if npm is None:
+        pytest.skip("needs npm, to install onnxruntime-web into tests/page/node_modules")
+    done = subprocess.run(
+        [npm, "ci", "--ignore-scripts", "--no-audit", "--no-fund"], cwd=TOOLS, capture_output=True, text=True)
+    if done.returncode:
+        pytest.skip(f"npm could not install onnxruntime-web: {done.stderr.strip()[-200:]}")
+    return folder
+
+
+@contextlib.contextmanager
+def serving(folder: Path):
+    with SiteServer(folder, port=0) as served:
+        thread = threading.Thread(target=served.serve_forever, daemon=True)
+        thread.start()
+        yield served
+        served.shutdown()
+        thread.join()
+
+
+# --- the site
+
+@pytest.fixture
+def small(shallow):
+    """A model that exports in a second or two, of 19 classes."""
+    shallow.pretrained_cfg = dict(
+        architecture="bssnet_t", input_size=(3, 96, 128), mean=(0.5, 0.4, 0.3), std=(0.2, 0.2, 0.2))
+    return shallow
+
+
+@pytest.mark.slow
+def test_site_is_what_its_manifest_says_and_is_replaced(small, tmp_path):
+    out = tmp_path / "site"
+    written = write_site([small], out)
+    manifest = json.loads((out / "manifest.json").read_text())
+    on_disk = sorted(path.relative_to(out).as_posix() for path in out.rglob("*") if path.is_file())
+    assert manifest["files"] == on_disk == sorted(path.relative_to(out).as_posix() for path in written)
+    model, = manifest["models"]
+    assert (model["name"], model["size"], model["mean"]) == ("bssnet_t", 96, [0.5, 0.4, 0.3])
+    assert [each["name"] for each in model["classes"]] == list(bssnet_zoo.class_info(small).names)
+    for file in model["files"].values():
+        assert file["sha256"] == sha256(out / file["url"]) and file["bytes"] == (out / file["url"]).stat().st_size
+        assert file["sha256"][:8] in file["url"]
+    assert manifest["runtime"]["base"].startswith(f"https://cdn.jsdelivr.net/npm/onnxruntime-web@{runtime.RUNTIME_VERSION}")
+    space = yaml.safe_load((out / "README.md").read_text().split("---")[1])
+    assert space["sdk"] == "static"
+    assert space["custom_headers"] == {name.lower(): value for name, value in site.HEADERS.items()}
+
+    (out / "CNAME").write_text("mine.example")
+    small.num_classes = 19
+    small.head.classifier.bias.data += 1  # other weights, so another file name
+    write_site([small], out, size=64)
+    again = json.loads((out / "manifest.json").read_text())["models"][0]
+    assert again["size"] == 64 and 64 in again["sizes"]
+    assert {path.name for path in (out / "models").iterdir()} == {
+        Path(file["url"]).name for file in again["files"].values()}
+    assert (out / "CNAME").exists()
+
+
+def test_site_refuses_what_it_cannot_show(small, tmp_path):
+    (tmp_path / "thesis.tex").write_text("years of work")
+    with pytest.raises(ValueError, match="has files that 'bssnet-zoo demo' did not write: choose another --out"):
+        write_site([small], tmp_path)
+    with pytest.raises(ValueError, match="shorter side in pixels, 64 to 2048, got 20"):
+        write_site([small], tmp_path / "new", size=20)
+    with pytest.raises(ValueError, match="named twice: bssnet_t, bssnet_t"):
+        write_site([small, small], tmp_path / "new")
+    small.in_chans = 4
+    with pytest.raises(ValueError, match="pictures in RGB, bssnet_t takes 4 channels"):
+        write_site([small], tmp_path / "new")
+    assert [path.name for path in tmp_path.iterdir()] == ["thesis.tex"]
+
+
+def test_a_runtime_must_be_the_one_that_was_tested(tmp_path):
+    with pytest.raises(ValueError, match="no onnxruntime-web in .*: run 'npm install onnxruntime-web@"):
+        runtime.find_runtime(tmp_path)
+    dist = tmp_path / "node_modules" / "onnxruntime-web" / "dist"
+    dist.mkdir(parents=True)
+    (dist / "ort.wasm.min.mjs").write_text("export default 1;")
+    (dist.parent / "package.json").write_text('{"version": "1.2.3"}')
+    with pytest.raises(ValueError, match=f"is onnxruntime-web 1.2.3, the page needs {runtime.RUNTIME_VERSION}"):
+        runtime.find_runtime(tmp_path)
+    (dist.parent / "package.json").write_text(json.dumps(dict(version=runtime.RUNTIME_VERSION)))
+    with pytest.raises(ValueError, match="ort.wasm.min.mjs has sha256 .*, that of the npm package is"):
+        runtime.find_runtime(tmp_path / "node_modules")
+
+
+def test_the_runtime_of_the_page_is_that_of_the_lock_file():
+    lock = json.loads((TOOLS / "package-lock.json").read_text())
+    assert lock["packages"]["node_modules/onnxruntime-web"]["version"] == runtime.RUNTIME_VERSION
+
+
+@pytest.mark.parametrize("options, message", [
+    (["--size", "20"], "size is the shorter side in pixels, 64 to 2048, got 20"),
+    (["--runtime", "nowhere"], "no onnxruntime-web in nowhere"),
+    (["--model", "bssnet_x"], "unknown model 'bssnet_x'"),
+    (["--model", "bssnet_t", "bssnet_b", "--checkpoint", "best.pth"], "a checkpoint is of one model, --model names 2"),
+])
+def test_wrong_arguments_are_one_line(options, message, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    assert main(["demo", "--out", "site", *options]) == 2
+    error = capsys.readouterr().err
+    assert message in error and error.count("\n") == 1 and not Path("site").exists()
+
+
+# --- the server
+
+@pytest.fixture
+def plain_site(tmp_path):
+    """A folder that a server can serve, without models."""
+    folder = tmp_path / "plain"
+    files = [path.relative_to(folder).as_posix() for path in site.copy_page(folder)]
+    (folder / "manifest.json").write_text(json.dumps(dict(files=[*files, "manifest.json"])))
+    (tmp_path / "secret.txt").write_text("secret")
+    (folder / "secret.txt").write_text("secret")
+    return folder
+
+
+def get(url: str, method: str = "GET"):
+    return urllib.request.urlopen(urllib.request.Request(url, method=method))
+
+
+def test_server_gives_the_files_of_the_site_and_nothing_else(plain_site):
+    with serving(plain_site) as served:
+        assert served.server_address[0] == "127.0.0.1"
+        with get(served.url) as answer:
+            assert answer.read() == (PAGE / "index.html").read_bytes()
+            assert answer.headers["Cross-Origin-Embedder-Policy"] == "require-corp"
+            assert answer.headers["Cross-Origin-Opener-Policy"] == "same-origin"
+        with get(served.url + "worker.js?again") as answer:
+            assert answer.headers["Content-Type"].startswith("text/javascript")
+        with get(served.url + "samples/dusk.jpg", "HEAD") as answer:
+            assert answer.read() == b"" and int(answer.headers["Content-Length"]) == SAMPLES["dusk"].stat().st_size
+        for path in ("secret.txt", "../secret.txt", "%2e%2e/secret.txt", "samples", "samples/", "samples/../manifest.json"):
+            with pytest.raises(urllib.error.HTTPError, match="404"):
+                get(served.url + path)
+        with pytest.raises(urllib.error.HTTPError, match="501"):
+            get(served.url, "POST")
+
+
+def test_a_taken_port_is_said(plain_site):
+    with serving(plain_site) as served:
+        port = served.server_address[1]
+        with pytest.raises(OSError, match=f"port {port} of 127.0.0.1 is taken: choose another one with --port"):
+            SiteServer(plain_site, port=port)
+    with pytest.raises(ValueError, match="a port is a number from 0 to 65535, got 70000"):
+        SiteServer(plain_site, port=70000)
+
+
+# --- the page
+
+def test_sources_are_clean():
+    biome = npm_folder() / ".bin" / "biome"
+    if not biome.exists():
+        pytest.skip("npm has no Biome for this platform")
+    done = subprocess.run([biome, "check", f"--config-path={TOOLS}", "--error-on-warnings", PAGE], capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+@pytest.fixture(scope="module")
+def served(tmp_path_factory):
+    """T, float32 only (to export float16 takes time, and no test has a GPU), with the runtime beside it."""
+    pytest.importorskip("playwright")
+    if CHROMIUM is None:
+        pytest.skip("needs Chromium")
+    folder, npm = tmp_path_factory.mktemp("demo") / "site", npm_folder()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(site, "PRECISIONS", ("float32",))
+        write_site([bssnet_zoo.create_model("bssnet_t", pretrained=True)], folder, runtime=npm)
+    with serving(folder) as running:
+        yield running
+
+
+@pytest.fixture(scope="module")
+def browser(served, tmp_path_factory):
+    from playwright.sync_api import sync_playwright
+
+    video = tmp_path_factory.mktemp("camera") / "street.y4m"
+    picture = np.asarray(Image.open(SAMPLES["crossing"]).resize((640, 480)).convert("YCbCr"))
+    planes = [picture[..., 0], picture[::2, ::2, 1], picture[::2, ::2, 2]]
+    frame = b"FRAME\n" + b"".join(plane.tobytes() for plane in planes)
+    video.write_bytes(b"YUV4MPEG2 W640 H480 F30:1 Ip A1:1 C420jpeg\n" + 4 * frame)
+    with sync_playwright() as playwright:
+        # no name is resolved: what isn't on this machine can't be reached
+        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=[
+            "--host-resolver-rules=MAP * ~NOTFOUND, EXCLUDE 127.0.0.1", "--use-fake-ui-for-media-stream",
+            "--use-fake-device-for-media-stream", f"--use-file-for-fake-video-capture={video}"])
+        yield browser
+        browser.close()
+
+
+class Demo:
+    """A page of the demo, and what was asked for and went wrong in it."""
+
+    def __init__(self, browser, url: str, **options):
+        self.page = browser.new_page(viewport=dict(width=1440, height=900), **options)
+        self.errors, self.requests = [], []
+        self.page.on("pageerror", lambda error: self.errors.append(str(error)))
+        self.page.on("request", lambda request: self.requests.append(request.url))
+        self.page.goto(url)
+
+    def text(self, name: str) -> str:
+        return self.page.inner_text(f"#{name}")
+
+    def done(self) -> str | None:
+        return self.page.get_attribute("#view", "data-done")
+
+    def wait(self, before: str | None = None) -> None:
+        """Until there is another result."""
+        self.page.wait_for_function(
+            "before => ![before, undefined].includes(document.getElementById('view').dataset.done)",
+            arg=before, timeout=60_000)
+
+    @contextlib.contextmanager
+    def result(self):
+        before = self.done()
+        yield
+        self.wait(before)
+
+    def saved(self, what: str) -> Image.Image:
+        with self.page.expect_download() as download:
+            self.page.click(f"#save-{what}")
+        self.name = download.value.suggested_filename
+        return Image.open(io.BytesIO(Path(download.value.path()).read_bytes()))
+
+    def choose_sample(self, name: str) -> None:
+        with self.result():
+            self.page.click(f"[data-sample={name}]")
+
+    def choose_file(self, name: str, content: bytes, type: str = "image/jpeg") -> None:
+        self.page.set_input_files("#file", dict(name=name, mimeType=type, buffer=content))
+
+
+@pytest.fixture(scope="module")
+def demo(served, browser):
+    """A page for all tests that leave it usable."""
+    demo = Demo(browser, served.url)
+    demo.wait()
+    yield demo
+    assert not demo.errors
+    assert all(url.startswith((served.url, "blob:", "data:")) for url in demo.requests)
+    demo.page.close()
+
+
+@pytest.fixture(scope="module")
+def model():
+    return bssnet_zoo.create_model("bssnet_t", pretrained=True)
+
+
+@pytest.mark.parametrize("name", SAMPLES)
+def test_labels_are_those_of_predict(demo, model, name):
+    if name != "shops":  # which is there when the page opens
+        demo.choose_sample(name)
+    labels = demo.saved("labels")
+    expected = bssnet_zoo.predict(model, SAMPLES[name], size=360)
+    assert demo.name == f"{name}_labels.png" and labels.mode == "P"
+    assert labels.getpalette()[:33] == expected.label_image().getpalette()[:33]
+    assert (np.asarray(labels) == expected.labels).mean() >= 0.999
+
+
+def test_legend_tells_the_shares(demo, model):
+    demo.choose_sample("crossing")
+    prediction = bssnet_zoo.predict(model, SAMPLES["crossing"], size=360)
+    shares = prediction.counts() / prediction.labels.size
+    order = np.argsort(-shares)
+    rows = demo.page.locator("#legend button")
+    assert rows.count() == 11
+    for row, index in list(zip(rows.all(), order, strict=True))[:4]:
+        name, share = row.inner_text().split()
+        assert name == prediction.class_names[index]
+        assert abs(float(share.rstrip("%")) - 100 * shares[index]) < 0.2
+    assert demo.text("status").startswith(f"Segmented: {prediction.class_names[order[0]]} ")
+    assert "CPU, " in demo.text("facts") and "360 × 480" in demo.text("facts") and "ms" in demo.text("facts")
+
+
+def mask_alpha(demo) -> np.ndarray:
+    """Opacity of the picture's colours, as the page shows them: a saved overlay can't tell."""
+    demo.page.evaluate("document.getElementById('strength').value = 100")
+    overlay = np.asarray(demo.saved("overlay").convert("RGB")).astype(int)
+    demo.page.evaluate("document.getElementById('strength').value = 55")
+    return overlay
+
+
+def test_a_class_is_highlighted_by_mouse_tap_and_keyboard(demo):
+    demo.choose_sample("shops")
+    labels, photo = np.asarray(demo.saved("labels")), np.asarray(Image.open(SAMPLES["shops"])).astype(int)
+    road = demo.page.get_by_role("button", name="road")
+    colour = np.array((128, 64, 128))
+
+    def check_highlighted():
+        overlay = mask_alpha(demo)
+        assert np.abs(overlay[labels == 3] - colour).max() <= 1
+        building = labels == 1
+        assert np.abs(overlay - photo)[building].mean() < 0.3 * np.abs(photo - (128, 0, 0))[building].mean()
+
+    road.click()
+    assert road.get_attribute("aria-pressed") == "true"
+    demo.page.mouse.move(5, 5)
+    check_highlighted()
+    road.click()
+    demo.page.mouse.move(5, 5)
+    assert road.get_attribute("aria-pressed") == "false"
+    assert np.abs(mask_alpha(demo)[labels == 1] - (128, 0, 0)).max() <= 1
+    road.focus()
+    demo.page.keyboard.press("Enter")
+    check_highlighted()
+    demo.page.keyboard.press("Enter")
+
+
+def test_the_class_under_the_pointer_is_told(demo):
+    demo.choose_sample("shops")
+    labels = np.asarray(demo.saved("labels"))
+    box = demo.page.locator("#photo").bounding_box()
+    names = [each["name"] for each in json.loads(
+        demo.page.evaluate("fetch('manifest.json').then(r => r.text())"))["models"][0]["classes"]]
+    for y, x in ((600, 480), (60, 480), (300, 900)):
+        demo.page.mouse.move(box["x"] + (x + 0.5) * box["width"] / 960, box["y"] + (y + 0.5) * box["height"] / 720)
+        assert demo.text("under") == names[labels[y, x]]
+        assert demo.page.locator("#legend .is-under .name").inner_text() == names[labels[y, x]]
+    demo.page.mouse.move(5, 5)
+    assert demo.page.is_hidden("#under")
+
+
+def test_strength_of_the_overlay(demo):
+    demo.choose_sample("dusk")
+    demo.page.mouse.move(5, 5)
+    labels = np.asarray(demo.saved("labels"))
+    slider = demo.page.get_by_label("Overlay", exact=True)
+    slider.focus()
+    demo.page.keyboard.press("End")
+    assert demo.text("strength-text") == "100%"
+    assert demo.page.evaluate("getComputedStyle(document.getElementById('mask')).opacity") == "1"
+    slider.fill("30")
+    assert demo.page.evaluate("getComputedStyle(document.getElementById('mask')).opacity") == "0.3"
+    overlay = demo.saved("overlay")
+    assert demo.name == "dusk_overlay.png" and overlay.size == (960, 720)
+    palette = np.array(bssnet_zoo.data.classes.CAMVID.palette)
+    expected = 0.7 * np.asarray(Image.open(SAMPLES["dusk"])).astype(float) + 0.3 * palette[labels]
+    assert np.abs(np.asarray(overlay.convert("RGB")) - expected).max() <= 3
+    slider.fill("55")
+
+
+def test_another_size(demo, model):
+    demo.choose_sample("crossing")
+    with demo.result():
+        demo.page.select_option("#size", "240")
+    assert "240 × 320" in demo.text("facts")
+    expected = bssnet_zoo.predict(model, SAMPLES["crossing"], size=240).labels
+    assert (np.asarray(demo.saved("labels")) == expected).mean() >= 0.999
+    with demo.result():
+        demo.page.select_option("#size", "360")
+
+
+TURNED = Image.open(SAMPLES["crossing"]).resize((300, 400))  # in a file whose EXIF says: turn right
+
+
+@pytest.mark.parametrize("how", ["choose", "drop", "paste"])
+def test_a_picture_of_ones_own(demo, model, how):
+    file = io.BytesIO()
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    TURNED.save(file, "JPEG", exif=exif, quality=95)
+    with demo.result():
+        if how == "choose":
+            with demo.page.expect_file_chooser() as chooser:
+                demo.page.get_by_role("button", name="Choose a picture or video").click()
+            chooser.value.set_files(dict(name="mine.jpg", mimeType="image/jpeg", buffer=file.getvalue()))
+        else:
+            demo.page.evaluate("""([how, text]) => {
+                const bytes = Uint8Array.from(atob(text), (c) => c.charCodeAt(0));
+                const data = new DataTransfer();
+                data.items.add(new File([bytes], "mine.jpg", { type: "image/jpeg" }));
+                dispatchEvent(how === "drop" ? new DragEvent("drop", { dataTransfer: data, cancelable: true })
+                    : new ClipboardEvent("paste", { clipboardData: data }));
+            }""", [how, base64.b64encode(file.getvalue()).decode()])
+    labels = np.asarray(demo.saved("labels"))
+    assert labels.shape == (300, 400) and demo.name == "mine_labels.png"
+    assert (labels == bssnet_zoo.predict(model, Image.open(file), size=360).labels).mean() >= 0.999
+
+
+def test_what_is_no_picture_is_said_and_the_last_one_stays(demo):
+    demo.choose_sample("dusk")
+    before = np.asarray(demo.saved("labels"))
+    demo.choose_file("notes.txt", b"no picture at all", "text/plain")
+    demo.page.wait_for_selector("#problem:not([hidden])")
+    assert demo.text("problem") == "notes.txt is not a picture or a video that this browser can read."
+    assert (np.asarray(demo.saved("labels")) == before).all()
+    demo.choose_sample("dusk")
+    assert demo.page.is_hidden("#problem")
+
+
+def count_frames(demo, seconds: float) -> int:
+    return demo.page.evaluate("""async (seconds) => {
+        let count = 0;
+        const observer = new MutationObserver(() => count++);
+        observer.observe(document.getElementById("view"), { attributeFilter: ["data-done"] });
+        await new Promise((resolve) => setTimeout(resolve, 1000 * seconds));
+        observer.disconnect();
+        return count;
+    }""", seconds)
+
+
+def check_moving(demo) -> None:
+    """Frames come, are dropped rather than queued, pause and go on."""
+    page = demo.page
+    page.wait_for_function("document.getElementById('facts').textContent.includes('FPS')", timeout=60_000)
+    assert 1 <= count_frames(demo, 2) <= 50
+    longest = page.evaluate("""async () => {
+        let [last, longest] = [performance.now(), 0];
+        for (let i = 0; i < 60; i++) {
+            await new Promise(requestAnimationFrame);
+            longest = Math.max(longest, performance.now() - last);
+            last = performance.now();
+        }
+        return longest;
+    }""")
+    assert longest < 1000  # the page itself never waits for the network
+    page.get_by_role("button", name="Pause").click()
+    page.wait_for_function("!document.getElementById('facts').textContent.includes('FPS')", timeout=60_000)
+    assert count_frames(demo, 0.7) == 0
+    with demo.result():
+        page.get_by_role("button", name="Go on").click()
+
+
+def test_video_file(demo):
+    video = demo.page.evaluate("""async () => {
+        const image = await createImageBitmap(await (await fetch("samples/shops.jpg")).blob());
+        const canvas = Object.assign(document.createElement("canvas"), { width: 480, height: 360 });
+        const recorder = new MediaRecorder(canvas.captureStream(30), { mimeType: "video/webm" });
+        const parts = [];
+        recorder.ondataavailable = ({ data }) => parts.push(data);
+        recorder.start();
+        for (let i = 0; i < 60; i++) {
+            canvas.getContext("2d").drawImage(image, -i, 0, 640, 480);
+            await new Promise(requestAnimationFrame);
+        }
+        await new Promise((resolve) => { recorder.onstop = resolve; recorder.stop(); });
+        const bytes = new Uint8Array(await new Blob(parts).arrayBuffer());
+        return btoa(Array.from(bytes, (byte) => String.fromCharCode(byte)).join(""));
+    }""")
+    demo.choose_file("drive.webm", base64.b64decode(video), "video/webm")
+    check_moving(demo)
+    demo.page.get_by_role("button", name="Pause").click()
+    demo.page.wait_for_function("!document.getElementById('facts').textContent.includes('FPS')", timeout=60_000)
+    labels = np.asarray(demo.saved("labels"))
+    assert labels.shape == (360, 480) and demo.name == "drive_labels.png"
+    assert (labels == 3).mean() > 0.2 and (labels == 1).mean() > 0.2
+    demo.page.get_by_role("button", name="Stop").click()
+    assert demo.page.is_hidden("#pause")
+
+
+def test_camera(demo, model):
+    with demo.result():
+        demo.page.get_by_role("button", name="Use the camera").click()
+    check_moving(demo)
+    demo.page.get_by_role("button", name="Pause").click()
+    demo.page.wait_for_function("!document.getElementById('facts').textContent.includes('FPS')", timeout=60_000)
+    labels = demo.saved("labels")
+    expected = bssnet_zoo.predict(model, SAMPLES["crossing"], size=360).label_image().resize(labels.size)
+    assert (np.asarray(labels) == np.asarray(expected)).mean() > 0.9
+    demo.page.get_by_role("button", name="Stop").click()
+    assert demo.page.is_hidden("#stop")
+    demo.page.evaluate("""navigator.mediaDevices.getUserMedia =
+        () => Promise.reject(new DOMException("no", "NotAllowedError"))""")
+    demo.page.get_by_role("button", name="Use the camera").click()
+    demo.page.wait_for_selector("#problem:not([hidden])")
+    assert demo.text("problem") == "The camera was not allowed: change that beside the page's address."
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+@pytest.mark.parametrize("width", [360, 768, 1440])
+def test_accessible_at_any_width(demo, scheme, width):
+    demo.choose_sample("shops")
+    demo.page.set_viewport_size(dict(width=width, height=800))
+    demo.page.emulate_media(color_scheme=scheme)
+    demo.page.evaluate((npm_folder() / "axe-core" / "axe.min.js").read_text())
+    found = demo.page.evaluate("axe.run()")
+    assert [(rule["id"], rule["nodes"][0]["html"]) for rule in found["violations"]] == []
+    assert len(found["passes"]) > 20
+    assert demo.page.evaluate("document.documentElement.scrollWidth") <= width
+    demo.page.set_viewport_size(dict(width=1440, height=900))
+
+
+def test_keyboard_reaches_every_control(demo):
+    demo.page.mouse.click(5, 5)
+    reached = set()
+    for _ in range(40):
+        demo.page.keyboard.press("Tab")
+        reached.add(demo.page.evaluate(
+            "(e => e.id || e.dataset.sample || e.className || e.textContent)(document.activeElement)"))
+    assert {"shops", "crossing", "dusk", "choose", "camera", "strength", "save-labels", "save-overlay", "model", "size",
+            "backend"} <= reached
+
+
+@contextlib.contextmanager
+def instead(served, name: str, path: Path | None):
+    """Another file, or none, in the place of one of the site's."""
+    before = served.files[f"/{name}"]
+    served.files[f"/{name}"] = path
+    yield
+    served.files[f"/{name}"] = before
+
+
+def problem(browser, served) -> str:
+    demo = Demo(browser, served.url)
+    demo.page.wait_for_selector("#problem:not([hidden])", timeout=60_000)
+    text = demo.text("problem")
+    assert demo.done() is None and demo.page.is_hidden("#loading")
+    demo.page.close()
+    return text
+
+
+def test_files_that_are_missing_or_altered_are_refused(browser, served, tmp_path):
+    weights = next(name for name in served.files if name.endswith(".onnx"))[1:]
+    with instead(served, weights, None):
+        assert problem(browser, served) == f"{weights.split('/')[1]} is missing: {served.url.split('/')[2]} answers 404."
+    for name in (weights, "runtime/ort.wasm.min.mjs"):
+        altered = tmp_path / Path(name).name
+        content = bytearray(served.files[f"/{name}"].read_bytes())
+        content[len(content) // 2] ^= 1
+        altered.write_bytes(content)
+        with instead(served, name, altered):
+            assert "is not the file that this page was made with (its sha256 differs)" in problem(browser, served)
+        altered.write_bytes(content[:-1])
+        with instead(served, name, altered):
+            assert "is not the file that this page was made with" in problem(browser, served)
+
+
+def test_one_thread_where_the_host_sets_no_headers(browser, served, monkeypatch):
+    monkeypatch.setattr(server, "HEADERS", {})
+    demo = Demo(browser, served.url)
+    demo.wait()
+    assert "CPU, 1 thread ·" in demo.text("facts")
+    demo.page.close()
+
+
+def test_the_runtime_comes_from_the_cdn_and_is_checked(browser, served, tmp_path):
+    manifest = json.loads(served.files["/manifest.json"].read_text())
+    manifest["runtime"] = runtime.runtime_facts(local=False)
+    (tmp_path / "manifest.json").write_text(json.dumps(manifest))
+    asked = []
+
+    def answer(route):
+        name = route.request.url.removeprefix(runtime.CDN)
+        asked.append(name)
+        body = (npm_folder() / "onnxruntime-web" / "dist" / name).read_bytes()
+        route.fulfill(body=body, headers={"Access-Control-Allow-Origin": "*"})
+
+    with instead(served, "manifest.json", tmp_path / "manifest.json"):
+        demo = Demo(browser, "about:blank")
+        demo.page.route(f"{runtime.CDN}**", answer)
+        demo.page.goto(served.url)
+        demo.wait()
+        assert sorted(asked) == sorted(name for name, _, _ in runtime.FILES["wasm"])
+        demo.page.close()
+
+
+def test_a_slow_connection_that_saves_data_is_asked_first(browser, served):
+    demo = Demo(browser, "about:blank")
+    demo.page.add_init_script("Object.defineProperty(navigator, 'connection', { value: { saveData: true } })")
+    demo.page.goto(served.url)
+    demo.page.wait_for_function("document.getElementById('loading-text').textContent.startsWith('Choose a picture')")
+    time.sleep(0.5)
+    assert not [url for url in demo.requests if url.endswith(".onnx")]
+    demo.choose_sample("dusk")
+    demo.page.close()
