@@ -1,5 +1,7 @@
 // What the network sees of a picture: resized as bssnet_zoo does it, and normalised.
 
+const HALF = 0.5; // where a sum begins that is cut to bytes: ties, frequent at half the size, are rounded up
+
 /** Height and width with that shorter side. */
 export function seenSize(height, width, side) {
   return height <= width ? [side, Math.trunc((side * width) / height)] : [Math.trunc((side * height) / width), side];
@@ -25,12 +27,12 @@ function taps(source, target) {
 }
 
 function resizeColumns(rgba, height, width, target) {
-  const result = new Uint8ClampedArray(4 * height * target);
+  const result = new Uint8Array(4 * height * target);
   const columns = taps(width, target);
   for (let y = 0; y < height; y++) {
     for (let x = 0; x < target; x++) {
       const { first, weights } = columns[x];
-      let [red, green, blue] = [0, 0, 0];
+      let [red, green, blue] = [HALF, HALF, HALF];
       for (let k = 0, i = 4 * (y * width + first); k < weights.length; k++, i += 4) {
         red += weights[k] * rgba[i];
         green += weights[k] * rgba[i + 1];
@@ -46,12 +48,12 @@ function resizeColumns(rgba, height, width, target) {
 }
 
 function resizeRows(rgba, height, width, target) {
-  const result = new Uint8ClampedArray(4 * target * width);
+  const result = new Uint8Array(4 * target * width);
   const rows = taps(height, target);
   const sums = new Float32Array(4 * width);
   for (let y = 0; y < target; y++) {
     const { first, weights } = rows[y];
-    sums.fill(0);
+    sums.fill(HALF);
     for (let k = 0; k < weights.length; k++) {
       const start = 4 * (first + k) * width;
       const weight = weights[k];
