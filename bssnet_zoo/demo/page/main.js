@@ -11,6 +11,7 @@ const megabytes = (bytes) => (bytes / 1e6).toFixed(bytes < 1e6 ? 1 : 0);
 let manifest;
 let model; // the one chosen
 let ready = false; // the network is there
+let missing = ""; // why it isn't
 let current; // {name, blob}, or a Moving
 let result; // the last one
 let number = 0; // of what was sent last
@@ -36,8 +37,9 @@ function describeLoading(text, value) {
 }
 
 function loadNetwork() {
-  ready = false;
-  busy = false;
+  ready = busy = false;
+  missing = "";
+  complain(missing);
   model = manifest.models.find(({ name }) => name === $("model").value);
   fillSizes();
   legend.setClasses(model.classes);
@@ -72,21 +74,27 @@ async function segmentCurrent() {
   }
 }
 
-// Called with a frame of a video or the camera; without one, says whether it is wanted.
-function onFrame(bitmap) {
-  if (!bitmap) {
-    if (!ready || busy) return false;
-    busy = true;
-    return true;
+function isFrameWanted() {
+  if (!ready || busy) return false;
+  busy = true;
+  return true;
+}
+
+function segmentFrame(moving, bitmap) {
+  if (moving !== current) {
+    bitmap?.close();
+  } else if (bitmap) {
+    send({ type: "segment", bitmap, side: side(), moving: true, id: ++number }, [bitmap]);
+  } else {
+    busy = false;
   }
-  send({ type: "segment", bitmap, side: side(), moving: true, id: ++number }, [bitmap]);
 }
 
 function leaveCurrent() {
   if (current instanceof Moving) current.end();
   busy = false;
   times = [];
-  complain("");
+  complain(missing);
   for (const button of $("samples").querySelectorAll("button")) button.setAttribute("aria-pressed", "false");
 }
 
@@ -107,7 +115,8 @@ async function openPicture(blob, name) {
 }
 
 async function openMoving(name, open) {
-  const moving = new Moving(name, (bitmap) => (moving.ended ? bitmap?.close() : onFrame(bitmap)));
+  const isWanted = () => moving === current && isFrameWanted();
+  const moving = new Moving(name, isWanted, (bitmap) => segmentFrame(moving, bitmap));
   try {
     await open(moving);
   } catch (error) {
@@ -218,7 +227,9 @@ const received = {
   problem({ during, message }) {
     busy = false;
     complain(message);
-    if (during === "load") describeLoading(null);
+    if (during !== "load") return;
+    missing = message;
+    describeLoading(null);
   },
 };
 

@@ -8,10 +8,9 @@ export function readPicture(blob) {
 
 /** A video file or the camera: frames that nobody has time for are dropped. */
 export class Moving {
-  /** `onFrame` gets a bitmap, and returns whether it wants one when it is called without. */
-  constructor(name, onFrame) {
-    this.name = name;
-    this.onFrame = onFrame;
+  /** When `isWanted()` a frame is taken, and `onFrame` gets its bitmap, or null if that failed. */
+  constructor(name, isWanted, onFrame) {
+    Object.assign(this, { name, isWanted, onFrame });
     this.video = Object.assign(document.createElement("video"), { muted: true, loop: true, playsInline: true });
   }
 
@@ -37,7 +36,7 @@ export class Moving {
     const { video } = this;
     const step = () => {
       if (this.ended) return;
-      if (!video.paused && video.videoWidth && this.onFrame()) this.frame().then(this.onFrame, () => {});
+      if (!video.paused && this.isWanted()) this.frame().then(this.onFrame, () => this.onFrame(null));
       this.#next();
     };
     if (video.requestVideoFrameCallback) video.requestVideoFrameCallback(step);
