@@ -29,10 +29,10 @@ async function read(response, size, onBytes) {
 }
 
 /** The bytes of a file `{url, bytes, sha256}`; `onBytes` is called with the number of bytes of each piece. */
-export async function download(file, base, onBytes = () => {}) {
+async function download(file, base, onBytes, signal) {
   const url = new URL(file.url, base);
   const name = file.url.split("/").at(-1);
-  const options = { credentials: "omit" };
+  const options = { credentials: "omit", signal };
   if (!globalThis.crypto?.subtle) options.integrity = integrity(file.sha256);
   let response;
   try {
@@ -55,4 +55,15 @@ export async function download(file, base, onBytes = () => {}) {
     throw new Error(`${name} is not the file that this page was made with (its sha256 differs), so it is not used.`);
   }
   return buffer;
+}
+
+/** The bytes of several files, each with its base; if one fails, the others are given up. */
+export async function downloadAll(files, onBytes) {
+  const stop = new AbortController();
+  try {
+    return await Promise.all(files.map(([file, base]) => download(file, base, onBytes, stop.signal)));
+  } catch (error) {
+    stop.abort();
+    throw error;
+  }
 }

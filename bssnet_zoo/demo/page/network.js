@@ -1,6 +1,6 @@
 // The network: onnxruntime-web and a model, on the GPU or the CPU.
 
-import { download } from "./download.js";
+import { downloadAll } from "./download.js";
 
 const FAST_ENOUGH = 50; // ms a frame: a GPU that does this is taken without a look at the CPU
 const MAX_THREADS = 8;
@@ -67,17 +67,15 @@ class Network {
 async function open(manifest, model, backend, precision, base, onProgress) {
   const runtime = manifest.runtime;
   const started = runtimes.get(backend);
-  const wanted = [model.files[precision], ...(started ? [] : runtime.files[backend])];
-  const total = wanted.reduce((sum, file) => sum + file.bytes, 0);
+  const runtimeBase = new URL(runtime.base, base);
+  const wanted = [[model.files[precision], base]];
+  if (!started) wanted.push(...runtime.files[backend].map((file) => [file, runtimeBase]));
+  const total = wanted.reduce((sum, [file]) => sum + file.bytes, 0);
   let loaded = 0;
-  const onBytes = (bytes) => {
+  const [weights, ...files] = await downloadAll(wanted, (bytes) => {
     loaded += bytes;
     onProgress(loaded, total);
-  };
-  const runtimeBase = new URL(runtime.base, base);
-  const [weights, ...files] = await Promise.all(
-    wanted.map((file, i) => download(file, i ? runtimeBase : base, onBytes)),
-  );
+  });
   if (!started) runtimes.set(backend, await startRuntime(files));
   const ort = runtimes.get(backend);
   const session = await ort.InferenceSession.create(new Uint8Array(weights), { executionProviders: [backend] });
