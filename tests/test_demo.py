@@ -7,7 +7,9 @@ import contextlib
 import functools
 import io
 import json
+import os
 import shutil
+import signal
 import subprocess
 import threading
 import time
@@ -21,6 +23,7 @@ import yaml
 from PIL import Image
 
 import bssnet_zoo
+from bssnet_zoo.cli import demo as cli
 from bssnet_zoo.cli import main
 from bssnet_zoo.demo import runtime, server, site
 from bssnet_zoo.demo.server import SiteServer
@@ -186,6 +189,29 @@ def test_a_taken_port_is_said(plain_site):
             SiteServer(plain_site, port=port)
     with pytest.raises(ValueError, match="a port is a number from 0 to 65535, got 70000"):
         SiteServer(plain_site, port=70000)
+
+
+def test_the_command_opens_the_page_until_it_is_interrupted(plain_site, monkeypatch, capsys):
+    def visit(url: str) -> None:
+        def ask() -> None:
+            with get(url + "main.js") as answer:
+                answers.append(answer.read())
+            os.kill(os.getpid(), signal.SIGINT)
+
+        urls.append(url)
+        threading.Thread(target=ask, daemon=True).start()
+
+    def write(models, folder, *options) -> None:
+        folders.append(Path(folder))
+        shutil.copytree(plain_site, folder, dirs_exist_ok=True)
+
+    urls, answers, folders = [], [], []
+    monkeypatch.setattr(cli, "write_site", write)  # exporting has a test of its own
+    monkeypatch.setattr("webbrowser.open", visit)
+    assert main(["demo", "--port", "0"]) == 130
+    assert capsys.readouterr().out.split()[0] == urls[0] and urls[0].startswith("http://127.0.0.1:")
+    assert answers == [(PAGE / "main.js").read_bytes()]
+    assert not folders[0].exists()
 
 
 # --- the page

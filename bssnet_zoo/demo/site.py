@@ -7,6 +7,8 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+from tqdm import tqdm
+
 from ..deployment.export import export_model
 from ..deployment.exported import require
 from ..deployment.formats import FORMATS
@@ -97,7 +99,7 @@ def sizes_to_choose(trained: int, size: int) -> list[int]:
     return sorted({side for side in around if SMALLEST <= side <= LARGEST} | {trained, size})
 
 
-def write_model(model: BSSNet, out: Path, size: int | None) -> tuple[dict[str, Any], list[Path]]:
+def write_model(model: BSSNet, out: Path, size: int | None, bar: tqdm) -> tuple[dict[str, Any], list[Path]]:
     """Writes ``models/NAME.PRECISION-HASH.onnx``. Returns the manifest's entry and the files.
 
     The hash is in the name so that a browser that kept an older file asks for the new one.
@@ -113,6 +115,7 @@ def write_model(model: BSSNet, out: Path, size: int | None) -> tuple[dict[str, A
                 shutil.copyfile(path, temporary)
         files[precision] = dict(url=f"models/{target.name}", bytes=target.stat().st_size, sha256=digest)
         written.append(target)
+        bar.update()
     trained = min(cfg["input_size"][1:])
     entry = dict(
         name=model_name(model), mean=list(cfg["mean"]), std=list(cfg["std"]), trained_size=trained,
@@ -165,10 +168,11 @@ def write_site(
     require(FORMATS["onnx"].packages, "the demo")
     dist = find_runtime(runtime) if runtime is not None else None
     entries, written = [], []
-    for model in models:
-        entry, files = write_model(model, out, size)
-        entries.append(entry)
-        written += files
+    with tqdm(total=len(models) * len(PRECISIONS), desc="exporting", unit="file", disable=None, leave=False) as bar:
+        for model in models:
+            entry, files = write_model(model, out, size, bar)
+            entries.append(entry)
+            written += files
     written += copy_page(out)
     written += copy_runtime(dist, out / "runtime") if dist else []
     manifest = dict(
