@@ -11,14 +11,17 @@ from pathlib import Path
 
 import pytest
 import yaml
+from safetensors.torch import save_file
 
 import bssnet_zoo
 from bssnet_zoo.cli import demo as cli
 from bssnet_zoo.cli import main
+from bssnet_zoo.data.classes import CAMVID, ClassInfo
 from bssnet_zoo.demo import runtime, site
 from bssnet_zoo.demo.server import SiteServer
 from bssnet_zoo.demo.site import write_site
 from bssnet_zoo.files import sha256
+from bssnet_zoo.models.notes import note_classes
 
 TOOLS = Path(__file__).parent / "page"
 PAGE = Path(site.__file__).parent / "page"
@@ -120,6 +123,24 @@ def test_wrong_arguments_are_one_line(options, message, tmp_path, monkeypatch, c
     assert main(["demo", "--out", "site", *options]) == 2
     error = capsys.readouterr().err
     assert message in error and error.count("\n") == 1 and not Path("site").exists()
+
+
+def test_models_and_checkpoints_come_with_their_classes(tmp_path, monkeypatch):
+    def write(models, *options) -> list[Path]:
+        given.append([(site.model_name(model), bssnet_zoo.class_info(model)) for model in models])
+        return []
+
+    given = []
+    monkeypatch.setattr(cli, "write_site", write)
+    out = ["--out", str(tmp_path / "site")]
+    assert main(["demo", "--model", "bssnet_t", "bssnet_b", *out]) == 0
+    assert [name for name, _ in given[0]] == ["bssnet_t.camvid", "bssnet_b.camvid"]
+    assert all(classes.names == CAMVID.names for _, classes in given[0])
+    mine = ClassInfo(("sky", "road", "car"), ((1, 2, 3), (4, 5, 6), (7, 8, 9)))
+    save_file(bssnet_zoo.create_model("bssnet_t", num_classes=3).state_dict(), tmp_path / "mine.safetensors",
+              metadata={**note_classes(mine), "input_size": "[64, 96]"})
+    assert main(["demo", "--checkpoint", str(tmp_path / "mine.safetensors"), *out]) == 0
+    assert given[1] == [("bssnet_t", mine)]
 
 
 # --- the server
