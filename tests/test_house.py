@@ -9,7 +9,7 @@ import pytest
 PACKAGE = Path(__file__).parents[1] / "bssnet_zoo"
 # from top to bottom, as in CONTRIBUTING.md: a room imports from those below it
 ROOMS = (
-    "__main__", "cli", "transformers", "hub", "training", "benchmark", "evaluation", "__init__", "inference",
+    "__main__", "cli", "demo", "transformers", "hub", "training", "benchmark", "evaluation", "__init__", "inference",
     "deployment", "models", "metrics", "losses", "data", "layers", "distributed", "device", "files", "version")
 
 
@@ -41,7 +41,7 @@ def test_every_room_has_a_map():
 
 
 def test_import_loads_no_more_than_it_needs():
-    rooms = "hub", "training", "benchmark", "evaluation", "cli", "deployment.export", "deployment.formats"
+    rooms = "demo", "hub", "training", "benchmark", "evaluation", "cli", "deployment.export", "deployment.formats"
     code = f"import sys, bssnet_zoo; print([r for r in {rooms} if 'bssnet_zoo.' + r in sys.modules])"
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout == "[]\n"
 

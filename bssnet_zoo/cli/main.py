@@ -10,14 +10,14 @@ from types import FrameType
 from typing import NoReturn
 
 from ..version import __version__
-from . import bench, convert, data, evaluate, export, predict, publish, train, verify
+from . import bench, convert, data, demo, evaluate, export, predict, publish, train, verify
 from . import list as list_
 
 __all__ = ["build_parser", "main"]
 
 _logger = logging.getLogger(__name__)
 
-VERBS = (predict, list_, convert, data, train, evaluate, bench, export, publish, verify)
+VERBS = (predict, list_, convert, data, train, evaluate, bench, export, demo, publish, verify)
 
 
 class Parser(argparse.ArgumentParser):

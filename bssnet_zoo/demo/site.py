@@ -1,0 +1,186 @@
+"""The page as static files: what the browser loads, with the models and a manifest that says what they are."""
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from tqdm import tqdm
+
+from ..deployment.export import export_model
+from ..deployment.exported import require
+from ..deployment.formats import FORMATS
+from ..files import atomic_path, sha256
+from ..models import BSSNet
+from ..models.classes import class_info
+from ..version import __version__
+from .runtime import copy_runtime, find_runtime, runtime_facts
+
+__all__ = ["HEADERS", "MANIFEST", "model_name", "write_site"]
+
+PAGE = Path(__file__).parent / "page"
+MANIFEST = "manifest.json"
+MADE_BY = "bssnet-zoo demo"
+SMALLEST, LARGEST = 64, 2048  # shorter side; an exported file for any size takes 64 and more
+PRECISIONS = ("float32", "float16")  # for WebAssembly, for WebGPU
+
+# SharedArrayBuffer, which threads need, is only for pages that are isolated from other origins
+HEADERS = {"Cross-Origin-Opener-Policy": "same-origin", "Cross-Origin-Embedder-Policy": "require-corp"}
+
+SPACE_README = f"""---
+title: BSSNet in the browser
+emoji: 🛣️
+colorFrom: blue
+colorTo: gray
+sdk: static
+app_file: index.html
+pinned: false
+custom_headers:
+  cross-origin-opener-policy: {HEADERS["Cross-Origin-Opener-Policy"]}
+  cross-origin-embedder-policy: {HEADERS["Cross-Origin-Embedder-Policy"]}
+---
+
+# BSSNet in the browser
+
+Static files made by `{MADE_BY}` {__version__}: real-time semantic segmentation of road scenes that runs in the
+visitor's browser, on [ONNX Runtime Web](https://www.npmjs.com/package/onnxruntime-web) (MIT). Pictures stay there.
+
+The lines above are for a static Hugging Face Space, `_headers` is for hosts such as Netlify and Cloudflare Pages. Where
+the headers can't be set, as on GitHub Pages, the page runs in one thread. To see it here: `python -m http.server`.
+
+The sample pictures are frames of CamVid, for research only: `samples/LICENSE.md`.
+"""
+
+
+def model_name(model: BSSNet) -> str:
+    """``bssnet_t.camvid``, or the architecture alone."""
+    cfg = getattr(model, "pretrained_cfg", {})
+    return ".".join(filter(None, (cfg.get("architecture"), cfg.get("tag")))) or "bssnet"
+
+
+def check_site(models: Sequence[BSSNet], size: int | None) -> None:
+    """Raises ValueError for what the page can't show."""
+    for model in models:
+        if model.in_chans != 3:
+            raise ValueError(f"the page shows pictures in RGB, {model_name(model)} takes {model.in_chans} channels")
+        if model.num_classes > 256:
+            raise ValueError(f"the page shows 256 classes at most, {model_name(model)} has {model.num_classes}")
+    if size is not None and not SMALLEST <= size <= LARGEST:
+        raise ValueError(f"size is the shorter side in pixels, {SMALLEST} to {LARGEST}, got {size}")
+    names = [model_name(model) for model in models]
+    if len(set(names)) < len(names):
+        raise ValueError(f"a model is named twice: {', '.join(names)}")
+
+
+def old_files(out: Path, overwrite: bool) -> set[Path]:
+    """Files that an earlier `write_site` wrote there.
+
+    Raises:
+        ValueError: The folder has files that it did not write, and ``overwrite`` isn't set.
+    """
+    if not out.exists():
+        return set()
+    try:
+        manifest = json.loads((out / MANIFEST).read_text())
+        if manifest["made_by"] == MADE_BY:
+            return {out / name for name in manifest["files"] if ".." not in Path(name).parts}
+    except (OSError, ValueError, KeyError, TypeError):
+        pass
+    if not overwrite and any(out.iterdir()):
+        raise ValueError(f"{out} has files that '{MADE_BY}' did not write: choose another --out, or --overwrite")
+    return set()
+
+
+def sizes_to_choose(trained: int, size: int) -> list[int]:
+    """Shorter sides that the page offers: around what the weights were made for, and the one asked for."""
+    around = {round(trained * factor / 8) * 8 for factor in (2 / 3, 1, 4 / 3, 2)}
+    return sorted({side for side in around if SMALLEST <= side <= LARGEST} | {trained, size})
+
+
+def write_model(model: BSSNet, out: Path, size: int | None, bar: tqdm) -> tuple[dict[str, Any], list[Path]]:
+    """Writes ``models/NAME.PRECISION-HASH.onnx``. Returns the manifest's entry and the files.
+
+    The hash is in the name so that a browser that kept an older file asks for the new one.
+    """
+    cfg, classes, files, written = model.pretrained_cfg, class_info(model), {}, []
+    for precision in PRECISIONS:
+        with tempfile.TemporaryDirectory() as folder:
+            path = Path(folder, "model.onnx")
+            export_model(model, path, "onnx", precision=precision, raw=True)
+            digest = sha256(path)
+            target = out / "models" / f"{model_name(model)}.{precision}-{digest[:8]}.onnx"
+            with atomic_path(target) as temporary:
+                shutil.copyfile(path, temporary)
+        files[precision] = dict(url=f"models/{target.name}", bytes=target.stat().st_size, sha256=digest)
+        written.append(target)
+        bar.update()
+    trained = min(cfg["input_size"][1:])
+    entry = dict(
+        name=model_name(model), mean=list(cfg["mean"]), std=list(cfg["std"]), trained_size=trained,
+        size=size or trained, sizes=sizes_to_choose(trained, size or trained), files=files,
+        classes=[dict(name=name, colour=colour) for name, colour in zip(
+            classes.names, classes.hex_palette, strict=True)])
+    return entry, written
+
+
+def copy_page(out: Path) -> Iterator[Path]:
+    """Copies ``page/``, and writes what hosts read. Yields the files."""
+    for source in sorted(path for path in PAGE.rglob("*") if path.is_file()):
+        target = out / source.relative_to(PAGE)
+        with atomic_path(target) as temporary:
+            shutil.copyfile(source, temporary)
+        yield target
+    headers = "/*\n" + "".join(f"  {name}: {value}\n" for name, value in HEADERS.items())
+    for name, text in (("README.md", SPACE_README), ("_headers", headers), (".nojekyll", "")):
+        with atomic_path(out / name) as temporary:
+            temporary.write_text(text, encoding="utf-8")
+        yield out / name
+
+
+def write_site(
+        models: Sequence[BSSNet],
+        out: str | os.PathLike[str],
+        runtime: str | os.PathLike[str] | None = None,
+        size: int | None = None,
+        overwrite: bool = False,
+) -> list[Path]:
+    """Writes the page as static files, for any host.
+
+    Args:
+        models: What the page offers, the first one at first; with the names and colours of their classes.
+        out: The folder to write to. A site that is there is replaced; other files stay.
+        runtime: An npm installation of onnxruntime-web to copy beside the page; None to load it from a CDN.
+        size: What the networks see at first, the shorter side in pixels; None for what their weights were made for.
+        overwrite: Write into a folder that has files of others.
+
+    Returns:
+        The files.
+
+    Raises:
+        ValueError: No RGB model, a size out of range, a folder with files of others, a runtime of another version.
+        RuntimeError: A missing package, or a model that can't be exported.
+    """
+    out = Path(out)
+    check_site(models, size)
+    before = old_files(out, overwrite)
+    require(FORMATS["onnx"].packages, "the demo")
+    dist = find_runtime(runtime) if runtime is not None else None
+    entries, written = [], []
+    with tqdm(total=len(models) * len(PRECISIONS), desc="exporting", unit="file", disable=None, leave=False) as bar:
+        for model in models:
+            entry, files = write_model(model, out, size, bar)
+            entries.append(entry)
+            written += files
+    written += copy_page(out)
+    written += copy_runtime(dist, out / "runtime") if dist else []
+    manifest = dict(
+        made_by=MADE_BY, version=__version__, runtime=runtime_facts(local=dist is not None), models=entries,
+        files=sorted(path.relative_to(out).as_posix() for path in (*written, out / MANIFEST)))
+    with atomic_path(out / MANIFEST) as temporary:  # last: what it names is there
+        temporary.write_text(json.dumps(manifest, indent=1) + "\n")
+    written.append(out / MANIFEST)
+    for path in before - set(written):
+        path.unlink(missing_ok=True)
+    return written
