@@ -1,6 +1,6 @@
 """The site: ``sphinx-build -W docs site``. Pages are Markdown; the reference comes from docstrings and parsers."""
 import shutil
-from importlib.metadata import metadata
+import tomllib
 from pathlib import Path
 
 from sphinx.application import Sphinx
@@ -10,15 +10,15 @@ from bssnet_zoo.hub.staging import stage
 from bssnet_zoo.models.weights import HUB_FILENAME, WEIGHTS
 
 # the repository's address stands in one place, pyproject.toml
-urls = dict(url.split(", ") for url in metadata("bssnet-zoo").get_all("Project-URL") or ())
-repository = urls.get("Repository", "https://github.com/OWNER/bssnet-zoo")
+pyproject = tomllib.loads((Path(__file__).parents[1] / "pyproject.toml").read_text())
+repository = pyproject["project"]["urls"]["Repository"]
 
 project, author, version = "bssnet_zoo", "The bssnet_zoo developers", bssnet_zoo.__version__
 project_copyright = author
 extensions = [
     "myst_nb", "sphinx.ext.autodoc", "sphinx.ext.napoleon", "sphinx.ext.viewcode", "sphinx_argparse_cli",
     "sphinx_copybutton"]
-exclude_patterns = ["models/cards/*/LICENSE.md", "site"]
+exclude_patterns = ["site"]
 html_theme = "furo"
 html_title = f"bssnet_zoo {version}"
 html_static_path = ["_static"]
@@ -37,6 +37,7 @@ nb_execution_mode = "off"  # tests/test_docs.py runs them; what they printed is 
 suppress_warnings = ["toctree.empty_glob"]
 
 default_role = "py:obj"
+autodoc_inherit_docstrings = False  # torch's on `forward` say nothing of ours
 autodoc_member_order = "groupwise"
 autodoc_typehints_format = "short"
 napoleon_custom_sections = [("Source", "notes_style")]
@@ -54,7 +55,10 @@ def write_cards(app: Sphinx) -> None:
         shutil.rmtree(cards / name, ignore_errors=True)
         (cards / name).mkdir(parents=True)
         stage(name, "bssnet-zoo", cards / name)
-        (cards / name / HUB_FILENAME).unlink()
+        card = cards / name / "README.md"
+        card.write_text(card.read_text().replace("(LICENSE.md)", "(../../licences.md)"))
+        for file in (HUB_FILENAME, "LICENSE.md"):
+            (cards / name / file).unlink()
         done.write_text(weights.sha256)
 
 

@@ -116,5 +116,5 @@ def shallow():
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Tests that run OpenVINO come last: after OpenVINO, NNCF and ONNX Runtime in one process, others crashed there."""
-    last = ("test_predict.py", "test_predictor.py", "test_bench.py", "test_export.py")
+    last = ("test_docs.py", "test_predict.py", "test_predictor.py", "test_bench.py", "test_export.py")
     items.sort(key=lambda item: last.index(item.path.name) if item.path.name in last else -1)

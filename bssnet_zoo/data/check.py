@@ -68,6 +68,11 @@ def check_dataset(dataset: SegmentationDataset, full: bool = False) -> list[File
 
     Raises:
         ValueError: Anything is wrong; a line per kind of problem, with the count and the first files.
+
+    Example:
+        >>> from bssnet_zoo.data import open_dataset
+        >>> len(check_dataset(open_dataset("folder:data/mine", "train")))
+        4
     """
     missing = [label for _, label in dataset.files if not label.is_file()]
     scans = [scan for scan in scan_files(dataset, full) if scan.label_path.is_file()]

@@ -256,6 +256,14 @@ def deploy(model: BSSNet) -> BSSNet:
 
     Raises:
         ValueError: Not a `BSSNet`, or one that was deployed before.
+
+    Example:
+        >>> from bssnet_zoo import create_model
+        >>> model = create_model("bssnet_t", pretrained=True).eval()
+        >>> images = torch.randn(1, 3, 64, 96)
+        >>> with torch.inference_mode():
+        ...     torch.allclose(deploy(model)(images), model(images), atol=1e-2)
+        True
     """
     if not isinstance(model, BSSNet):
         raise ValueError(f"deploy takes a BSSNet, got {type(model).__name__}: deploy first, then wrap or compile")

@@ -77,6 +77,14 @@ def train(
     Raises:
         ValueError: A recipe that doesn't fit the data or the machine, a run folder that has a run already.
         RuntimeError: A loss that is not a finite number any more.
+
+    Example:
+        >>> recipe = Recipe(
+        ...     data="folder:data/mine", base_size=(64, 96), crop_size=(64, 96), iterations=1, batch_size=2, workers=0)
+        >>> state = train(recipe, "runs/example")  # doctest: +ELLIPSIS
+        model: ...
+        >>> state.iteration
+        1
     """
     if stop_epoch is not None and stop_epoch < 1:
         raise ValueError(f"stop_epoch must be 1 or more, got {stop_epoch}")
