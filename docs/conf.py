@@ -1,8 +1,8 @@
 """The site: ``sphinx-build -W docs site``. Pages are Markdown; the reference comes from docstrings and parsers."""
 import shutil
-import tomllib
 from pathlib import Path
 
+import tomllib
 from sphinx.application import Sphinx
 
 import bssnet_zoo
@@ -48,18 +48,14 @@ copybutton_prompt_is_regexp = True
 def write_cards(app: Sphinx) -> None:
     """The model cards of the bundled weights, as the Hub shows them: not kept, made by each build."""
     cards = Path(app.srcdir) / "models" / "cards"
-    for name, weights in WEIGHTS.items():
-        done = cards / name / "sha256"
-        if done.is_file() and done.read_text() == weights.sha256:
-            continue
-        shutil.rmtree(cards / name, ignore_errors=True)
+    shutil.rmtree(cards, ignore_errors=True)
+    for name in WEIGHTS:
         (cards / name).mkdir(parents=True)
         stage(name, "bssnet-zoo", cards / name)
         card = cards / name / "README.md"
         card.write_text(card.read_text().replace("(LICENSE.md)", "(../../licences.md)"))
         for file in (HUB_FILENAME, "LICENSE.md"):
             (cards / name / file).unlink()
-        done.write_text(weights.sha256)
 
 
 def setup(app: Sphinx) -> None:

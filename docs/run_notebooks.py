@@ -1,4 +1,4 @@
-"""Runs the notebooks, in a folder of their own, and keeps what they print and draw: ``python docs/run_notebooks.py``."""
+"""Runs the notebooks and keeps what they print and draw: ``python docs/run_notebooks.py``."""
 import tempfile
 from pathlib import Path
 

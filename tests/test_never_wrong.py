@@ -279,6 +279,13 @@ class TestRuns:
         recipe = replace(RECIPES["camvid_480x360"], warmup_iterations=200)
         assert [warmup_iterations(recipe, n) for n in (4000, 400, 399, 20)] == [200, 200, 79, 4]
 
+    def test_validation_at_another_shape_is_said(self, tmp_path, tiny_recipe, capsys):
+        train(replace(tiny_recipe, epochs=1, val_size=(64, 64)), tmp_path / "run")
+        assert ("images in val are 64x96 and are validated at 64x64, which distorts them: give the size that the "
+                "network should see, as in --base-size 64x96 --val-size 64x96") in capsys.readouterr().out
+        train(replace(tiny_recipe, epochs=1, val_size=(96, 144)), tmp_path / "larger")
+        assert "distorts" not in capsys.readouterr().out
+
 
 @pytest.mark.parametrize(("options", "message"), [
     ({"clip_grad": 0.}, "clip_grad must be more than 0"),
