@@ -75,7 +75,7 @@ def facts(name: str, t: dict[str, tuple[int, int]], b: dict[str, tuple[int, int]
     (channels_t, stride_t), (channels_b, stride_b) = t[name], b[name]
     if "head" in name:
         channels = {"border_head": "border", "spatial_head": "image"}.get(name, "classes")
-        stride = f"1/{stride_t}" if stride_t == stride_b else f"1/{stride_t} (B: 1/{stride_b})"
+        stride = f"1/{stride_t}" if stride_t == stride_b else f"1/{stride_t} | 1/{stride_b}"
         return f"{channels}, {stride}"
     return f"{channels_t} | {channels_b}, 1/{stride_t}"
 
@@ -120,11 +120,11 @@ def draw() -> str:
         (650, 414, "Dashed: heads that exist in training only."),
         (650, 432, "B convolves the fused map and doubles its size before the head."))
     return "\n".join((
-        '<svg xmlns="http://www.w3.org/2000/svg" viewBox="-6 -6 1056 476" font-family="sans-serif" font-size="12">',
+        '<svg xmlns="http://www.w3.org/2000/svg" viewBox="-6 -6 1056 476" font-family="sans-serif" font-size="13.5">',
         '<title>BSSNet: trunk, border, spatial and semantic branch, fused by UMF</title>',
         '<defs><marker id="head" viewBox="0 0 8 8" refX="7" refY="4" markerWidth="7" markerHeight="7" orient="auto">'
         '<path d="M 0 0 L 8 4 L 0 8 z" fill="#808080"/></marker></defs>',
-        '<style>text { text-anchor: middle; fill: #202020 } .name { font-weight: bold; font-size: 13px } '
+        '<style>text { text-anchor: middle; fill: #202020 } .name { font-weight: bold; font-size: 15px } '
         '.outside { fill: #808080 } .note { fill: #808080; text-anchor: start } '
         '.arrow { fill: none; stroke: #808080; stroke-width: 1.5; marker-end: url(#head) }</style>',
         *lines, *(box(name, facts(name, t, b)) for name in BOXES),

@@ -27,7 +27,7 @@ html_theme_options = {
     "source_repository": repository, "source_branch": "main", "source_directory": "docs/",
     "footer_icons": [{"name": "GitHub", "url": repository, "html": "GitHub", "class": ""}]}
 
-myst_enable_extensions = ["colon_fence", "dollarmath", "substitution"]
+myst_enable_extensions = ["substitution"]
 myst_heading_anchors = 4
 myst_url_schemes = ["http", "https"]
 colab = f"https://colab.research.google.com/github/{repository.removeprefix('https://github.com/')}/blob/main/docs"
