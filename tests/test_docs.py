@@ -1,9 +1,9 @@
 """README and docs: every Python and shell snippet, the notebooks, examples in docstrings, the site.
 
 Shell snippets are read by bash, with the tools as functions that write down their arguments. Each `bssnet-zoo` command
-must then be one that the parser takes, and runs, on small data and for one epoch; but a whole network takes a minute to
-export: the files that `export` would write come from a network with few layers. `<!-- not run: WHY -->` before a
-snippet leaves it at the parser, `<!-- skip: next "WHY" -->` skips one in Python.
+must then be one that the parser takes, and runs, on small data and for one epoch. `PARSED` verbs take minutes or don't
+end: the files that `export` would write come from a network with few layers. `<!-- not run: WHY -->` before a snippet
+leaves it at the parser, `<!-- skip: next "WHY" -->` skips one in Python.
 """
 import contextlib
 import doctest
@@ -45,13 +45,14 @@ SMALL = {  # appended to a command: its last value counts
 RECORD = """
 set -euo pipefail
 record() { printf '%s\\0' "$@" >&9; printf '\\0' >&9; }
-for tool in bssnet-zoo pip pytest ruff mypy torchrun jupyter sphinx-build; do
+for tool in bssnet-zoo pip pytest ruff mypy torchrun jupyter sphinx-build hf npm npx node curl ffmpeg; do
     eval "$tool() { record $tool \\"\\$@\\"; }"
 done
 python() { record python "$@"; echo FILE; }
 """
 
 
+PARSED = {"bench", "demo", "export"}
 RAN = set()  # commands that are on several pages run once
 
 
@@ -77,7 +78,7 @@ def run_shell(example: Example) -> None:
             assert (ROOT / words[0]).is_file(), words[0]
         if tool == "bssnet-zoo":
             args = build_parser().parse_args(words)
-            if not parse_only and words[0] != "export" and tuple(words) not in RAN:
+            if not parse_only and words[0] not in PARSED and tuple(words) not in RAN:
                 RAN.add(tuple(words))
                 if getattr(args, "output", None):
                     shutil.rmtree(args.output, ignore_errors=True)
