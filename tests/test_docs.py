@@ -73,7 +73,7 @@ def run_shell(example: Example) -> None:
     earlier.append(example.parsed)
     for tool, *words in commands:
         if tool == "torchrun" and "..." not in words:
-            words = words[words.index("bssnet_zoo") + 1:]
+            build_parser().parse_args(words[words.index("bssnet_zoo") + 1:])
         elif tool == "python" and words[0].startswith("benchmarks/"):
             assert (ROOT / words[0]).is_file(), words[0]
         if tool == "bssnet-zoo":
