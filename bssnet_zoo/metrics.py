@@ -76,13 +76,12 @@ class ConfusionMatrix(LabelMapMetric):
     ``counts`` is the matrix itself, (num_classes, num_classes) int64: a row for each label, a column for each
     prediction.
 
-    Example::
-
-        matrix = ConfusionMatrix(num_classes=19)
-        for images, labels in loader:
-            matrix.update(model(images).argmax(1), labels)
-        matrix.reduce()
-        print(matrix.miou)
+    Example:
+        >>> matrix = ConfusionMatrix(num_classes=2)
+        >>> prediction, labels = torch.tensor([[[0, 0, 1, 1]]]), torch.tensor([[[0, 1, 1, 255]]])
+        >>> matrix.update(prediction, labels)  # for each batch: logits.argmax(1) and its labels
+        >>> matrix.miou
+        0.5
 
     Args:
         num_classes: Number of classes.
@@ -137,6 +136,14 @@ class BoundaryF1(LabelMapMetric):
 
     Raises:
         ValueError: ``num_classes`` is less than 1 or ``tolerance`` less than 0.
+
+    Example:
+        >>> labels = torch.zeros(1, 8, 8, dtype=torch.long)
+        >>> labels[:, 4:] = 1
+        >>> metric = BoundaryF1(num_classes=2)
+        >>> metric.update(labels.roll(1, dims=1), labels)  # one row off, within the tolerance
+        >>> metric.value
+        1.0
     """
 
     def __init__(

@@ -126,8 +126,8 @@ class TestStage:
             staged = tmp_path
             stage("bssnet_b.camvid", "acme", staged)
         assert sorted(path.name for path in staged.iterdir()) == [
-            "LICENSE.md", "README.md", "config.json", "model.safetensors", "overlay.png", "preprocessor_config.json",
-            "sample.png"]
+            "LICENSE.md", "README.md", "config.json", "failures.jpg", "model.safetensors", "overlay.png",
+            "preprocessor_config.json", "sample.png"]
         assert sha256(staged / "model.safetensors") == weights.WEIGHTS[f"{variant}.camvid"].sha256
         model = timm.create_model(f"local-dir:{staged}", pretrained=True)
         bundled = bssnet_zoo.create_model(variant, pretrained=True)
@@ -154,8 +154,9 @@ class TestStage:
 
     def test_the_card_agrees_with_the_files(self, staged):
         text = (staged / "README.md").read_text()
-        links = set(re.findall(r"\]\(([^):]+)\)", text))
-        assert links == {"overlay.png", "sample.png", "LICENSE.md"} and all((staged / link).is_file() for link in links)
+        links = set(re.findall(r"\]\(([^):#]+)\)", text))
+        assert links == {"overlay.png", "sample.png", "failures.jpg", "LICENSE.md"}
+        assert all((staged / link).is_file() for link in links)
         assert f"`{T.sha256}`" in text and "$" not in text
         assert "Params (M): 8.39 " in text and "GMACs: 4.09 at 360 x 480" in text and "stride 8" in text
         preprocessor = json.loads((staged / "preprocessor_config.json").read_text())

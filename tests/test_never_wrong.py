@@ -18,7 +18,7 @@ from test_train import environment
 import bssnet_zoo
 from bssnet_zoo.cli import main
 from bssnet_zoo.data import open_dataset
-from bssnet_zoo.data.check import check_dataset, fingerprint, missing_classes
+from bssnet_zoo.data.check import check_dataset, distorted, fingerprint, missing_classes
 from bssnet_zoo.models.checkpoints import read_checkpoint
 from bssnet_zoo.models.notes import read_notes
 from bssnet_zoo.models.weights import ASSETS
@@ -278,6 +278,13 @@ class TestRuns:
     def test_warm_up_longer_than_the_run(self):
         recipe = replace(RECIPES["camvid_480x360"], warmup_iterations=200)
         assert [warmup_iterations(recipe, n) for n in (4000, 400, 399, 20)] == [200, 200, 79, 4]
+
+    def test_validation_at_another_shape_is_said(self, tiny_recipe):
+        scans = check_dataset(open_dataset(tiny_recipe.data, "val"))
+        assert distorted(scans, (64, 64), "val") == [
+            "images in val are 64x96 and are validated at 64x64, which distorts them: give the size that the network "
+            "should see, as in --base-size 64x96 --val-size 64x96"]
+        assert not distorted(scans, (96, 144), "val") and not distorted(scans, None, "val")
 
 
 @pytest.mark.parametrize(("options", "message"), [

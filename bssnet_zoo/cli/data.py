@@ -21,5 +21,4 @@ def add_parser(verbs: Verbs) -> None:
 
 def run(args: argparse.Namespace) -> int:
     print(report(args.data, args.split, args.out, args.full))
-    print(f"contact sheet: {args.out}")
     return 0

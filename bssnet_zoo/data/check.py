@@ -12,7 +12,7 @@ from tqdm import tqdm
 from .classes import IGNORE_INDEX
 from .datasets import UNKNOWN, UNREADABLE, SegmentationDataset, ranges, read_image, read_label
 
-__all__ = ["FileScan", "check_dataset", "fingerprint", "missing_classes", "scan_files"]
+__all__ = ["FileScan", "check_dataset", "distorted", "fingerprint", "missing_classes", "scan_files"]
 
 SHOWN = 3
 ORIENTATION = 0x0112
@@ -68,6 +68,11 @@ def check_dataset(dataset: SegmentationDataset, full: bool = False) -> list[File
 
     Raises:
         ValueError: Anything is wrong; a line per kind of problem, with the count and the first files.
+
+    Example:
+        >>> from bssnet_zoo.data import open_dataset
+        >>> len(check_dataset(open_dataset("folder:data/mine", "train")))
+        4
     """
     missing = [label for _, label in dataset.files if not label.is_file()]
     scans = [scan for scan in scan_files(dataset, full) if scan.label_path.is_file()]
@@ -111,6 +116,19 @@ def missing_classes(dataset: SegmentationDataset, scans: list[FileScan], split: 
     if ignored:
         lines.append(_line(f"masks in {split} are ignored as a whole", ignored))
     return lines
+
+
+def distorted(scans: list[FileScan], size: tuple[int, int] | None, split: str) -> list[str]:
+    """A line if images are resized to (height, width) of another shape: by a tenth or more, half of them or more."""
+    if size is None:
+        return []
+    sizes = [scan.image_size for scan in scans]
+    others = [s for s in sizes if s and not 0.9 < (s[0] * size[1]) / (s[1] * size[0]) < 1.1]
+    if 2 * len(others) < len(sizes):
+        return []
+    found = max(others, key=others.count)
+    return [f"images in {split} are {_text(found)} and are validated at {_text(size)}, which distorts them: give the "
+            f"size that the network should see, as in --base-size {_text(found)} --val-size {_text(found)}"]
 
 
 def _line(problem: str, items: list) -> str:

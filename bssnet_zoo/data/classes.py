@@ -14,6 +14,10 @@ class ClassInfo:
     """Names and 8-bit RGB colours of the classes of a data set, in the order of their ids.
 
     ``class_weights`` are those that the published recipes weight the cross-entropy with.
+
+    Example:
+        >>> ClassInfo(names=("road", "sky"), palette=((128, 64, 128), (70, 130, 180))).hex_palette
+        ('#804080', '#4682b4')
     """
 
     names: tuple[str, ...]
@@ -45,7 +49,12 @@ def hex_colour(text: str) -> RGB:
 
 
 def default_palette(num_classes: int) -> tuple[RGB, ...]:
-    """Distinct colours for any number of classes: the PASCAL VOC colour map, without its black background entry."""
+    """Distinct colours for any number of classes: the PASCAL VOC colour map, without its black background entry.
+
+    Example:
+        >>> default_palette(2)
+        ((128, 0, 0), (0, 128, 0))
+    """
     def colour(index: int) -> RGB:
         channels = [0, 0, 0]
         for bit in range(8):

@@ -85,6 +85,11 @@ class SegmentationDataset(Dataset[tuple[Tensor, Tensor]]):
 
     Attributes:
         cache: Keeps decoded images and labels in the memory of each process that loads them, once it is a dict.
+
+    Example:
+        >>> image, label = open_dataset("folder:data/mine", "val")[0]
+        >>> image.shape, label.shape
+        (torch.Size([3, 64, 96]), torch.Size([64, 96]))
     """
 
     ignore_index = IGNORE_INDEX
@@ -194,6 +199,11 @@ def open_dataset(
 
     Raises:
         ValueError: The split or the layout is unknown, there are no images, or ``dataset.yaml`` is wrong.
+
+    Example:
+        >>> dataset = open_dataset("folder:data/mine", "train")
+        >>> len(dataset), dataset.classes.names
+        (4, ('sky', 'road', 'car'))
     """
     if split not in SPLITS:
         raise ValueError(f"split is {split!r}; give one of {', '.join(SPLITS)}")

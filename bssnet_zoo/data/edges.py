@@ -47,6 +47,11 @@ def edge_map(labels: torch.Tensor, ignore_index: int = 255) -> torch.Tensor:
 
     Raises:
         ValueError: ``labels`` is not (N, H, W) or not of an integer type.
+
+    Example:
+        >>> labels = torch.tensor([[[0, 0, 0, 0, 1, 1, 1, 1]] * 8])
+        >>> edge_map(labels)[0, 4].tolist()
+        [0, 1, 1, 1, 1, 0, 0, 0]
     """
     if labels.ndim != 3 or labels.is_floating_point():
         raise ValueError(f"edge_map takes integer labels (N, H, W), got {labels.dtype} {tuple(labels.shape)}")

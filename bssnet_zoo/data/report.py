@@ -35,6 +35,10 @@ class DataReport:
         images_with_class: Number of images per class that have it.
         class_weights: See ``enet_weights``.
         contact_sheet: The picture that was written, if any.
+
+    Example:
+        >>> report("folder:data/mine", "train").classes.names
+        ('sky', 'road', 'car')
     """
 
     spec: str
@@ -76,6 +80,10 @@ def report(spec: str, split: str, out: str | os.PathLike | None = None, full: bo
 
     Raises:
         ValueError: As ``open_dataset`` and ``check_dataset``.
+
+    Example:
+        >>> report("folder:data/mine", "train").image_sizes
+        {(64, 96): 4}
     """
     dataset = open_dataset(spec, split)
     scans = check_dataset(dataset, full)

@@ -24,6 +24,11 @@ class TrainSampler(Sampler[list[tuple[int, int]]]):
         rank: Number of this process.
         world_size: Number of processes.
         start: Number of batches to skip: those this process has trained on already.
+
+    Example:
+        >>> batches = iter(TrainSampler(length=4, batch_size=2))
+        >>> sorted(next(batches) + next(batches))  # (epoch, index)
+        [(0, 0), (0, 1), (0, 2), (0, 3)]
     """
 
     def __init__(

@@ -45,7 +45,10 @@ class TrainTransform:
 
     Example:
         >>> transform = TrainTransform(scale_range=(0.5, 2), base_size=(360, 480), crop_size=(352, 480))
-        >>> image, label = transform(image, label)  # uint8 (3, H, W), (H, W) -> float32 (3, 352, 480), int64 (352, 480)
+        >>> image, label = torch.zeros(3, 720, 960, dtype=torch.uint8), torch.zeros(720, 960, dtype=torch.uint8)
+        >>> image, label = transform(image, label)
+        >>> image.shape, label.shape
+        (torch.Size([3, 352, 480]), torch.Size([352, 480]))
     """
 
     scale_range: tuple[float, float]
@@ -112,6 +115,13 @@ class EvalTransform:
     """Normalise an image, after a resize to ``size`` (height, width; or the shorter side) if there is one.
 
     The label keeps its own size, where the metrics are computed: resize the logits to it.
+
+    Example:
+        >>> transform = EvalTransform(size=360)
+        >>> image, label = torch.zeros(3, 720, 960, dtype=torch.uint8), torch.zeros(720, 960, dtype=torch.uint8)
+        >>> image, label = transform(image, label)
+        >>> image.shape, label.shape
+        (torch.Size([3, 360, 480]), torch.Size([720, 960]))
     """
 
     size: Sequence[int] | None = None

@@ -135,6 +135,11 @@ def export_model(
             calibrate on, a model without classes.
         RuntimeError: A missing package, something in the model that the format can't express, a file that gives other
             answers than the model.
+
+    Example:
+        >>> from bssnet_zoo import create_model
+        >>> model = create_model("bssnet_t", pretrained=True).eval()
+        >>> report = export_model(model, "street.torchscript", "torchscript", size=(64, 96), labels=True)
     """
     path = Path(path)
     check_options(model, path, format, size, precision, labels)

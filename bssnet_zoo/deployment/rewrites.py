@@ -1,7 +1,7 @@
 """`deploy`: an inference-only copy of a BSSNet that gives the same logits in less time.
 
-Every rewrite is an identity of algebra, computed in float64: `docs/deploy.md` explains each, `benchmarks/rewrites.py`
-measures what it gains.
+Every rewrite is an identity of algebra, computed in float64: `docs/explanation/rewrites.md` explains each,
+`benchmarks/rewrites.py` measures what it gains.
 """
 import copy
 from typing import Any
@@ -257,6 +257,14 @@ def deploy(model: BSSNet) -> BSSNet:
 
     Raises:
         ValueError: Not a `BSSNet`, or one that was deployed before.
+
+    Example:
+        >>> from bssnet_zoo import create_model
+        >>> model = create_model("bssnet_t", pretrained=True).eval()
+        >>> images = torch.randn(1, 3, 64, 96)
+        >>> with torch.inference_mode():
+        ...     torch.allclose(deploy(model)(images), model(images), atol=1e-2)
+        True
     """
     if not isinstance(model, BSSNet):
         raise ValueError(f"deploy takes a BSSNet, got {type(model).__name__}: deploy first, then wrap or compile")

@@ -168,6 +168,14 @@ def evaluate(
 
     Raises:
         ValueError: A model whose classes aren't the data set's, a scale that is not above 0, too small a window.
+
+    Example:
+        >>> from bssnet_zoo import create_model
+        >>> from bssnet_zoo.data import EvalTransform, open_dataset
+        >>> model = create_model("bssnet_t", num_classes=3).eval()
+        >>> result = evaluate(model, open_dataset("folder:data/mine", "val", EvalTransform()), workers=0)
+        >>> 0 <= result.miou <= 1
+        True
     """
     if min(scales) <= 0:
         raise ValueError(f"scales must be more than 0, got {min(scales):g}")

@@ -32,15 +32,30 @@ CAMVID_CITATION = """
 }
 ```
 """
+CAMVID_USE = " The weights are for research: CamVid's terms allow nothing else."
 LIMITS = """\
 - Trained on {dataset} alone. Expect less on other cameras, places, weather and times of day.
 - Every pixel gets one of the {num_classes} classes: what belongs to none of them is given the one it resembles most.
 - Softmax values are not calibrated probabilities, and nothing tells an image of another kind from a good one.
 - Nothing here has been validated for driving or any other use that people's safety depends on."""
 CAMVID_LIMITS = """\
-- 468 training images of one city (Cambridge, UK) from one car, by day and at dusk: no night, snow or motorway.
-- Thin and small things are the weak spot: see pole, sign, fence and pedestrian in the table of classes.
-- Trained at 360 x 480. On larger images let the network see a shorter side of 720 (`size=720`), or 360 for speed."""
+- **One city, one car.** 468 training images of Cambridge, UK, by day and at dusk. No night, snow or motorway. The test
+  images are from the same city and the same camera: on your streets, expect less than the table says.
+- **Thin and small things** are often missed: see pole, sign, fence and pedestrian in the table of classes.
+- **Bright walls** may become sky, and sidewalk may become road."""
+CAMVID_FAILURES = """
+
+![Image, label and prediction, a row for each kind of error](failures.jpg)
+
+*Test images on which these weights fail the most: for each kind of error, the image with the most such pixels, cut to
+where they are. Colours are those of the table of classes; black is unlabelled.*"""
+# title, class, what it was taken for (anything, if that is empty): what benchmarks/pictures.py looks for in test images
+FAILURES = (
+    ("walls as sky", "building", ("sky",)),
+    ("poles not found", "pole", ()),
+    ("people not found", "pedestrian", ()),
+    ("sidewalk as road", "sidewalk", ("road",)),
+)
 PAPER_CAMVID_MIOU = {"bssnet_t": 79.5, "bssnet_b": 81.6}
 
 
@@ -197,7 +212,8 @@ def model_card(model: BSSNet, repo_id: str, weights: Path, provenance: Provenanc
         training=provenance.training,
         classes=_classes(class_info(model), provenance.metrics.get("iou", {})),
         evaluation=_evaluation(repo_id, architecture, provenance),
-        limits=f"{CAMVID_LIMITS}\n{limits}" if name in WEIGHTS else limits,
+        use=CAMVID_USE if name in WEIGHTS else "",
+        limits=f"{CAMVID_LIMITS}\n{limits}{CAMVID_FAILURES}" if name in WEIGHTS else limits,
         licence=_licence(provenance),
         data_citation=CAMVID_CITATION if name in WEIGHTS else "",
     )

@@ -180,6 +180,10 @@ def stage(
         ValueError: A name that can't be published, a checkpoint without data or licence or with other classes, what
             `convert_checkpoint` refuses.
         FileNotFoundError: No such checkpoint or image.
+
+    Example:
+        >>> stage("bssnet_t.camvid", "YOU", "staged")[:3]
+        ['LICENSE.md', 'README.md', 'config.json']
     """
     folder, checkpoint = Path(folder), None if checkpoint is None else Path(checkpoint)
     repo_id = _check_name(name, organization, checkpoint)
@@ -207,4 +211,8 @@ def stage(
         with atomic_path(folder / "LICENSE.md") as temporary:
             shutil.copyfile(CAMVID_LICENSE, temporary)
         files.insert(0, "LICENSE.md")
+    if name in WEIGHTS:
+        with atomic_path(folder / "failures.jpg") as temporary:
+            shutil.copyfile(ASSETS / f"{name}.failures.jpg", temporary)
+        files.insert(-3, "failures.jpg")
     return files

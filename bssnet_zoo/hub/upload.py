@@ -162,6 +162,10 @@ def publish(
         ValueError: What `stage` refuses; other weights in the repository; a public one that should be private.
         FileNotFoundError: No such checkpoint or image.
         RuntimeError: No token, no permission, no network: one line.
+
+    Example:
+        >>> print(publish("bssnet_t.camvid", "YOU", dry_run=True))  # doctest: +ELLIPSIS
+        ...
     """
     if not dry_run and get_token() is None:
         raise RuntimeError("no Hugging Face token: log in with 'hf auth login' or set HF_TOKEN")

@@ -25,6 +25,11 @@ class Prediction:
         class_names: Name of each class id.
         palette: 8-bit RGB colour of each class id.
         probabilities: Softmax over the classes, (num_classes, H, W) float32, if asked for.
+
+    Example:
+        >>> prediction = Prediction(np.zeros((2, 3), np.uint8), Image.new("RGB", (3, 2)), ("road",), ((128, 64, 128),))
+        >>> prediction.counts()
+        array([6])
     """
 
     labels: np.ndarray

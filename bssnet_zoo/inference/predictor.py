@@ -262,5 +262,12 @@ def predict(
     Raises:
         FileNotFoundError: No such file.
         ValueError: Not an image, wrong type, shape, range or size; a model without classes or not for RGB.
+
+    Example:
+        >>> import numpy as np
+        >>> from bssnet_zoo import create_model
+        >>> model = create_model("bssnet_t", pretrained=True).eval()
+        >>> predict(model, np.zeros((90, 120, 3), np.uint8)).labels.shape
+        (90, 120)
     """
     return Predictor(model, backend="eager", size=size)(image, probabilities)

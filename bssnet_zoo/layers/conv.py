@@ -12,7 +12,12 @@ __all__ = ["BasicBlock", "Bottleneck", "ConvNormAct", "NormActConv"]
 
 
 class ConvNormAct(nn.Sequential):
-    """Conv2d without bias and 'same' padding, BatchNorm and, if ``act``, ReLU: (N, in, H, W) -> (N, out, H/s, W/s)."""
+    """Conv2d without bias and 'same' padding, BatchNorm and, if ``act``, ReLU: (N, in, H, W) -> (N, out, H/s, W/s).
+
+    Example:
+        >>> ConvNormAct(3, 8, 3, stride=2)(torch.randn(2, 3, 16, 16)).shape
+        torch.Size([2, 8, 8, 8])
+    """
 
     def __init__(
             self,
@@ -33,7 +38,12 @@ class ConvNormAct(nn.Sequential):
 
 
 class NormActConv(nn.Sequential):
-    """The pre-activation order: BatchNorm, ReLU, Conv2d without bias: (N, in, H, W) -> (N, out, H, W)."""
+    """The pre-activation order: BatchNorm, ReLU, Conv2d without bias: (N, in, H, W) -> (N, out, H, W).
+
+    Example:
+        >>> NormActConv(3, 8, 3)(torch.randn(2, 3, 16, 16)).shape
+        torch.Size([2, 8, 16, 16])
+    """
 
     def __init__(
             self,
@@ -53,7 +63,12 @@ class NormActConv(nn.Sequential):
 
 
 class BasicBlock(nn.Module):
-    """Two 3x3 convolutions and the identity, then ReLU: (N, in, H, W) -> (N, out, H/stride, W/stride)."""
+    """Two 3x3 convolutions and the identity, then ReLU: (N, in, H, W) -> (N, out, H/stride, W/stride).
+
+    Example:
+        >>> BasicBlock(8, 16, 2)(torch.randn(2, 8, 16, 16)).shape
+        torch.Size([2, 16, 8, 8])
+    """
 
     def __init__(
             self,
@@ -81,6 +96,10 @@ class BasicBlock(nn.Module):
 class Bottleneck(nn.Module):
     """1x1, 3x3, 1x1 convolutions to twice the middle width, plus the identity, without a ReLU after the sum:
     (N, in, H, W) -> (N, 2 * mid, H/stride, W/stride).
+
+    Example:
+        >>> Bottleneck(8, 16, 2)(torch.randn(2, 8, 16, 16)).shape
+        torch.Size([2, 32, 8, 8])
     """
 
     def __init__(

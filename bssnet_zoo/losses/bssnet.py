@@ -149,10 +149,9 @@ class OhemCrossEntropyLoss(nn.Module):
     Without a valid pixel the loss is 0, still attached to the graph. Each process of a distributed run finds its own
     threshold.
 
-    Example::
-
-        criterion = OhemCrossEntropyLoss()
-        criterion(model(images), labels).backward()
+    Example:
+        >>> logits, labels = torch.randn(2, 5, 8, 12, requires_grad=True), torch.randint(0, 5, (2, 64, 96))
+        >>> OhemCrossEntropyLoss()(logits, labels).backward()
 
     Args:
         ignore_index: Label of pixels without a class.
@@ -202,10 +201,9 @@ class BoundaryLoss(nn.Module):
     Each pixel is weighted by the share of the other kind in the batch; the mean is over all pixels. Without edges, or
     with nothing but edges, the loss is 0.
 
-    Example::
-
-        criterion = BoundaryLoss()
-        criterion(border_logits, edge_map(labels)).backward()
+    Example:
+        >>> border, labels = torch.randn(2, 1, 8, 12, requires_grad=True), torch.randint(0, 5, (2, 64, 96))
+        >>> BoundaryLoss()(border, edge_map(labels)).backward()
 
     Args:
         weight: Factor of the loss.
@@ -284,11 +282,12 @@ class TrainingOutput(Protocol):
 class BSSNetLoss(nn.Module):
     """The training loss of BSSNet: a sum of six (Shi et al., IEEE TCSVT 34(5), 2024, as its code computes them).
 
-    Example::
-
-        model = bssnet_zoo.create_model("bssnet_t", aux_heads=True).train()
-        losses = BSSNetLoss()(model(images), images, labels)
-        losses.total.backward()
+    Example:
+        >>> from bssnet_zoo import create_model
+        >>> model = create_model("bssnet_t", num_classes=5, aux_heads=True).train()
+        >>> images, labels = torch.randn(2, 3, 64, 96), torch.randint(0, 5, (2, 64, 96))
+        >>> losses = BSSNetLoss()(model(images), images, labels)
+        >>> losses.total.backward()
 
     Args:
         class_weights: One weight for each class, for ``seg`` and ``seg_border``; None weighs them equally.

@@ -40,6 +40,12 @@ class BSSNetOutput(NamedTuple):
     ``seg`` (N, num_classes, H/8, W/8; H/4, W/4 for B), ``border`` (N, 1, H/8, W/8) logits of "this is a class border",
     ``spatial`` (N, in_chans, H/8, W/8) the reconstructed normalised image, ``aux`` logits of the two FCN heads at
     strides 16 and 32.
+
+    Example:
+        >>> model = BSSNet(num_classes=5, aux_heads=True).train()
+        >>> output = model(torch.randn(2, 3, 64, 64))
+        >>> output.seg.shape, output.border.shape, output.spatial.shape
+        (torch.Size([2, 5, 8, 8]), torch.Size([2, 1, 8, 8]), torch.Size([2, 3, 8, 8]))
     """
 
     seg: torch.Tensor
@@ -230,6 +236,11 @@ class BSSNet(nn.Module):
     Raises:
         ValueError: A negative ``num_classes``, ``in_chans`` below 1, ``aux_heads`` without classes; in ``forward``,
             images of wrong rank, channels, size or type, or a training batch of 1.
+
+    Example:
+        >>> model = BSSNet(num_classes=5).eval()
+        >>> model(torch.randn(1, 3, 64, 96)).shape
+        torch.Size([1, 5, 64, 96])
     """
 
     __constants__ = ["aux_heads"]  # so that TorchScript leaves out what is for training
@@ -543,11 +554,21 @@ def _create_bssnet(
 
 @register_model
 def bssnet_t(pretrained: bool = False, **kwargs: Any) -> BSSNet:
-    """BSSNet-T: 8.4 M parameters, base width 32, output stride 8."""
+    """BSSNet-T: 8.4 M parameters, base width 32, output stride 8.
+
+    Example:
+        >>> bssnet_t(num_classes=5).num_classes
+        5
+    """
     return _create_bssnet("bssnet_t", pretrained, **dict(dict(dim=32), **kwargs))
 
 
 @register_model
 def bssnet_b(pretrained: bool = False, **kwargs: Any) -> BSSNet:
-    """BSSNet-B: 32.1 M parameters, base width 64, output stride 4."""
+    """BSSNet-B: 32.1 M parameters, base width 64, output stride 4.
+
+    Example:
+        >>> bssnet_b(num_classes=5, device="meta").num_features
+        256
+    """
     return _create_bssnet("bssnet_b", pretrained, **dict(dict(dim=64, upsample=True), **kwargs))

@@ -236,6 +236,12 @@ def read_checkpoint(path: str | os.PathLike) -> StateDict:
     Raises:
         FileNotFoundError: No such file.
         ValueError: What `read_state_dict` refuses, unknown names.
+
+    Example:
+        >>> from bssnet_zoo.models import WEIGHTS
+        >>> tensors = read_checkpoint(WEIGHTS["bssnet_t.camvid"].path)
+        >>> tensors["head.classifier.weight"].shape
+        torch.Size([11, 128, 1, 1])
     """
     state_dict = read_state_dict(path)
     try:
@@ -353,6 +359,11 @@ def load_checkpoint(model: "BSSNet", path: str | os.PathLike) -> None:
     Raises:
         FileNotFoundError: No such file.
         ValueError: What `read_checkpoint` and `checkpoint_filter_fn` refuse; another class count than the model's.
+
+    Example:
+        >>> from bssnet_zoo.models import WEIGHTS, create_model
+        >>> model = create_model("bssnet_t", num_classes=11)
+        >>> load_checkpoint(model, WEIGHTS["bssnet_t.camvid"].path)
     """
     state_dict = read_checkpoint(path)
     try:
@@ -381,6 +392,10 @@ def convert_checkpoint(
     Raises:
         ValueError: ``target`` does not end in ``.safetensors``; a value that ``dtype`` can't hold; what
             `read_checkpoint` refuses.
+
+    Example:
+        >>> from bssnet_zoo.models import WEIGHTS
+        >>> convert_checkpoint(WEIGHTS["bssnet_t.camvid"].path, "bfloat16.safetensors", torch.bfloat16)
     """
     if Path(target).suffix != ".safetensors":
         raise ValueError(f"the file to write must end in .safetensors, got {target}")

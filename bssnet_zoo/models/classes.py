@@ -11,6 +11,11 @@ def class_info(model: nn.Module, num_classes: int | None = None) -> ClassInfo:
 
     A model whose class count differs from its config's has no names of its own: 19 classes are then taken to be those
     of Cityscapes, any other number is called ``class_0``, ``class_1``, ...
+
+    Example:
+        >>> from bssnet_zoo import create_model
+        >>> class_info(create_model("bssnet_t", pretrained=True)).names[:3]
+        ('sky', 'building', 'pole')
     """
     if num_classes is None:
         num_classes = int(getattr(model, "num_classes", 0))

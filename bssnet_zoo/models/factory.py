@@ -18,7 +18,12 @@ CHECKPOINT_SUFFIXES = (".safetensors", ".pth", ".pt", ".bin")
 
 
 def list_models(pretrained: bool = False) -> list[str]:
-    """Names of the models of this package; with ``pretrained``, one ``model.tag`` for each set of weights."""
+    """Names of the models of this package; with ``pretrained``, one ``model.tag`` for each set of weights.
+
+    Example:
+        >>> list_models()
+        ['bssnet_b', 'bssnet_t']
+    """
     names = timm.list_models(module="bssnet")
     if not pretrained:
         return names
@@ -64,6 +69,11 @@ def create_model(
         ValueError: Unknown model or tag, a checkpoint that does not fit, a wrong argument of the model.
         FileNotFoundError: No such checkpoint.
         RuntimeError: Weights whose sha256 is not the published one, or that can't be fetched from the Hub.
+
+    Example:
+        >>> model = create_model("bssnet_t", pretrained=True, num_classes=5)
+        >>> model.num_classes
+        5
     """
     check_model_name(model_name, pretrained_cfg)
     source, model_id = parse_model_name(model_name)
@@ -96,6 +106,10 @@ def create_trained_model(
 
     Raises:
         ValueError: Weights without a classifier, and what `create_model` refuses.
+
+    Example:
+        >>> create_trained_model("bssnet_t").num_classes
+        11
     """
     if checkpoint_path is not None:
         state_dict = read_checkpoint(checkpoint_path)
@@ -118,6 +132,10 @@ def open_model(name_or_file: str | os.PathLike[str]) -> nn.Module:
     Raises:
         FileNotFoundError: No such checkpoint.
         ValueError: What `create_trained_model` refuses.
+
+    Example:
+        >>> open_model("bssnet_t.camvid").num_classes
+        11
     """
     if isinstance(name_or_file, str) and not name_or_file.endswith(CHECKPOINT_SUFFIXES) and not os.path.isfile(
             name_or_file):

@@ -17,7 +17,7 @@ from timm.utils import distribute_bn
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
-from ..data.check import check_dataset, fingerprint, missing_classes
+from ..data.check import check_dataset, distorted, fingerprint, missing_classes
 from ..data.datasets import SegmentationDataset
 from ..data.sampler import TrainSampler
 from ..device import PRECISIONS, keep_freed_memory
@@ -77,6 +77,14 @@ def train(
     Raises:
         ValueError: A recipe that doesn't fit the data or the machine, a run folder that has a run already.
         RuntimeError: A loss that is not a finite number any more.
+
+    Example:
+        >>> recipe = Recipe(
+        ...     data="folder:data/mine", base_size=(64, 96), crop_size=(64, 96), iterations=1, batch_size=2, workers=0)
+        >>> state = train(recipe, "runs/example")  # doctest: +ELLIPSIS
+        model: ...
+        >>> state.iteration
+        1
     """
     if stop_epoch is not None and stop_epoch < 1:
         raise ValueError(f"stop_epoch must be 1 or more, got {stop_epoch}")
@@ -115,7 +123,9 @@ def _train(
     warnings = []
     if process.primary and not checkpoint.exists():
         for dataset, split in ((train_set, recipe.train_split), (val_set, recipe.val_split)):
-            warnings += missing_classes(dataset, check_dataset(dataset, full=True), split)
+            scans = check_dataset(dataset, full=True)
+            warnings += missing_classes(dataset, scans, split)
+        warnings += distorted(scans, recipe.val_size, recipe.val_split)
     if (warmup := warmup_iterations(recipe, iterations)) < recipe.warmup_iterations:
         warnings.append(f"The run has {iterations} iterations: a warm-up of {warmup} instead of "
                         f"{recipe.warmup_iterations}")

@@ -29,6 +29,11 @@ class Recipe:
 
     Raises:
         ValueError: A value that can't work.
+
+    Example:
+        >>> recipe = RECIPES["finetune"].with_options(data="folder:data/mine", epochs=20)
+        >>> recipe.model, recipe.epochs, recipe.lr
+        ('bssnet_t', 20, 0.005)
     """
 
     model: str = option("bssnet_t", "bssnet_t or bssnet_b; or smp:ARCHITECTURE/ENCODER, to train a teacher")
@@ -196,6 +201,10 @@ RECIPES: dict[str, Recipe] = {
         train_split="trainval", val_split="test", class_weights=CAMVID.class_weights, epochs=100, batch_size=8,
         opt="sgd", lr=0.02, decay_all=False, warmup_iterations=200, ema_decay=0.998, validate_every=5,
         cache=True, workers=0),
+    "finetune": Recipe(
+        init="camvid", data="folder:data/mine", base_size=(540, 960), val_size=(540, 960), crop_size=(512, 512),
+        epochs=50, batch_size=8, opt="sgd", lr=0.005, decay_all=False, warmup_iterations=50, ema_decay=0.998,
+        validate_every=5),
 }
 
 
