@@ -9,7 +9,9 @@ import io
 import json
 import shutil
 import subprocess
+import threading
 import time
+from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 
 import numpy as np
@@ -377,6 +379,31 @@ def test_keyboard_reaches_every_control(demo):
             "(e => e.id || e.dataset.sample || e.className || e.textContent)(document.activeElement)"))
     assert {"shops", "crossing", "dusk", "choose", "camera", "strength", "save-labels", "save-overlay", "model", "size",
             "backend"} <= reached
+
+
+def test_nothing_can_be_sent_elsewhere(demo):
+    """The content security policy holds for the page and its workers: no request reaches another server."""
+    asked = []
+
+    class Elsewhere(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            asked.append(self.path)
+            self.send_response(204)
+            self.send_header("Access-Control-Allow-Origin", "*")
+            self.end_headers()
+
+        def log_message(self, *args) -> None:
+            pass
+
+    with HTTPServer(("127.0.0.1", 0), Elsewhere) as elsewhere:
+        threading.Thread(target=elsewhere.serve_forever, daemon=True).start()
+        ask = f"fetch('http://127.0.0.1:{elsewhere.server_address[1]}/picture').then(() => 'sent', () => 'refused')"
+        worker = demo.page.workers[0]  # the others are its threads, which wait for work and can't be asked
+        assert worker.evaluate("typeof OffscreenCanvas") == "function"
+        assert {place.evaluate(ask) for place in (demo.page, worker)} == {"refused"}
+        elsewhere.shutdown()
+    assert not asked
+    demo.requests = [url for url in demo.requests if not url.endswith("/picture")]
 
 
 @contextlib.contextmanager

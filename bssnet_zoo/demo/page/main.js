@@ -4,7 +4,7 @@ import { Legend } from "./legend.js";
 import { Moving, readPicture } from "./source.js";
 
 const $ = (id) => document.getElementById(id);
-const worker = new Worker(new URL("worker.js", import.meta.url), { type: "module" });
+const worker = startWorker();
 const legend = new Legend($("legend"), (index) => send({ type: "highlight", index }));
 const megabytes = (bytes) => (bytes / 1e6).toFixed(bytes < 1e6 ? 1 : 0);
 
@@ -17,6 +17,12 @@ let result; // the last one
 let number = 0; // of what was sent last
 let busy = false; // a frame is being segmented
 let times = []; // when the last frames were done
+
+// From a blob, as only such a worker is bound by the page's content security policy.
+function startWorker() {
+  const code = `import ${JSON.stringify(new URL("worker.js", import.meta.url).href)};`;
+  return new Worker(URL.createObjectURL(new Blob([code], { type: "text/javascript" })), { type: "module" });
+}
 
 function send(message, transfer = []) {
   worker.postMessage(message, transfer);
@@ -200,7 +206,7 @@ const received = {
 
   result(message) {
     if (message.moving) busy = false;
-    if (message.id !== number) return; // another one is on its way
+    if (message.id !== number || !ready) return; // another one is on its way
     result = message;
     const shares = legend.setCounts(message.counts, !message.moving);
     showFacts();
