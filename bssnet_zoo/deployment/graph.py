@@ -50,7 +50,8 @@ class ExportedBlendWeights(nn.Module):
     def __init__(self, weights: BlendWeights):
         super().__init__()
         self.attention = weights.attention
-        self.register_buffer("attention_ones", torch.ones(1, weights.channels, 1, 1), persistent=False)
+        first: Any = weights.attention[0]
+        self.register_buffer("attention_ones", first.conv.weight.new_ones(1, weights.channels, 1, 1), persistent=False)
 
     def forward(self, features: list[torch.Tensor]) -> torch.Tensor:
         statistics: list[torch.Tensor] = []
