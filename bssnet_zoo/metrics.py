@@ -138,10 +138,11 @@ class BoundaryF1(LabelMapMetric):
         ValueError: ``num_classes`` is less than 1 or ``tolerance`` less than 0.
 
     Example:
-        >>> labels = torch.zeros(1, 8, 8, dtype=torch.long)
+        >>> labels, prediction = torch.zeros(2, 1, 8, 8, dtype=torch.long)
         >>> labels[:, 4:] = 1
+        >>> prediction[:, 3:] = 1  # one row off: within the tolerance
         >>> metric = BoundaryF1(num_classes=2)
-        >>> metric.update(labels.roll(1, dims=1), labels)  # one row off, within the tolerance
+        >>> metric.update(prediction, labels)
         >>> metric.value
         1.0
     """

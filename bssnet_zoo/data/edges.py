@@ -33,7 +33,7 @@ def differs_from_neighbour(
 
 
 def edge_map(labels: torch.Tensor, ignore_index: int = 255) -> torch.Tensor:
-    """Edges between classes, 4 pixels wide, as BSSNet's border branch is trained on (the paper's figure says Canny).
+    """Edges between classes, 4 to 5 pixels wide, which train BSSNet's border branch (the paper's figure says Canny).
 
     A pixel whose up, right, down-right or down-left neighbour is of another class is an edge, unless one of the two is
     ignored. Edges are then dilated with a 4x4 square, 2 pixels to one side and 1 to the other.
@@ -51,7 +51,7 @@ def edge_map(labels: torch.Tensor, ignore_index: int = 255) -> torch.Tensor:
     Example:
         >>> labels = torch.tensor([[[0, 0, 0, 0, 1, 1, 1, 1]] * 8])
         >>> edge_map(labels)[0, 4].tolist()
-        [0, 1, 1, 1, 1, 0, 0, 0]
+        [0, 0, 1, 1, 1, 1, 1, 0]
     """
     if labels.ndim != 3 or labels.is_floating_point():
         raise ValueError(f"edge_map takes integer labels (N, H, W), got {labels.dtype} {tuple(labels.shape)}")

@@ -117,7 +117,7 @@ class EvalTransform:
     The label keeps its own size, where the metrics are computed: resize the logits to it.
 
     Example:
-        >>> transform = EvalTransform(size=360)
+        >>> transform = EvalTransform(size=(360,))  # the shorter side
         >>> image, label = torch.zeros(3, 720, 960, dtype=torch.uint8), torch.zeros(720, 960, dtype=torch.uint8)
         >>> image, label = transform(image, label)
         >>> image.shape, label.shape

@@ -164,7 +164,9 @@ def publish(
         RuntimeError: No token, no permission, no network: one line.
 
     Example:
-        >>> print(publish("bssnet_t.camvid", "YOU", dry_run=True))  # doctest: +ELLIPSIS
+        >>> publication = publish("bssnet_t.camvid", "YOU", dry_run=True)
+        >>> print(publication)  # doctest: +ELLIPSIS
+        would publish https://huggingface.co/YOU/bssnet_t.camvid (branch main)
         ...
     """
     if not dry_run and get_token() is None:
