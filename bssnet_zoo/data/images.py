@@ -50,6 +50,8 @@ def read_image(image: ImageLike) -> torch.Tensor:
     image = image[..., 0] if image.ndim == 3 and image.shape[2] == 1 else image
     if image.ndim != 2 and (image.ndim != 3 or image.shape[2] not in (3, 4)) or image.size == 0:
         raise ValueError(f"a uint8 image must have shape (H, W), (H, W, 3) or (H, W, 4), got {image.shape}")
+    if image.ndim == 3:  # a frame of a video, as a rule: one copy instead of Pillow's four
+        return torch.from_numpy(image[..., :3].copy()).permute(2, 0, 1)
     return _from_pil(Image.fromarray(image))
 
 

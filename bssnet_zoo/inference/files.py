@@ -116,7 +116,7 @@ def find_sources(paths: Iterable[str | os.PathLike], out: Path) -> list[tuple[st
                      for p in sorted(image_files(Path(path)) + video_files(Path(path)))
                      if not (p.name.endswith(RESULT_ENDINGS) and out.resolve() in p.resolve().parents)]
             if not files:
-                raise ValueError(f"no images and videos in {path}: looked for "
+                raise ValueError(f"no images or videos in {path}: looked for "
                                  f"{', '.join(IMAGE_SUFFIXES + VIDEO_SUFFIXES)}")
         else:
             files = [(Path(path), Path(Path(path).stem))]
