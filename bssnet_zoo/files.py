@@ -1,4 +1,5 @@
 """Files that are whole or absent, their hashes, and YAML from strangers."""
+import errno
 import hashlib
 import os
 import tempfile
@@ -13,6 +14,7 @@ from safetensors import SafetensorError
 __all__ = ["atomic_path", "check_writable", "parse_yaml", "sha256"]
 
 YAML_CHARACTERS = 1 << 20
+FULL = (errno.ENOSPC, errno.EFBIG, errno.EDQUOT)  # what a write says, and not of which file
 
 
 @contextmanager
@@ -39,9 +41,9 @@ def atomic_path(path: str | os.PathLike) -> Iterator[Path]:
     except SafetensorError as error:  # which says what the system said
         raise OSError(f"{path} can't be written: {error}") from error
     except OSError as error:
-        if error.filename is not None and name not in map(str, (error.filename, error.filename2)):
-            raise  # of another file
-        raise _unwritten(path, error) from error
+        if error.errno in FULL and error.filename is None or name in map(str, (error.filename, error.filename2)):
+            raise _unwritten(path, error) from error
+        raise  # of another file
     finally:
         temporary.unlink(missing_ok=True)
 

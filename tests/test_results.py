@@ -212,12 +212,12 @@ class TestSkipExisting:
         assert [labels.name for labels, _ in again.written] == ["2_labels.png"] and again.skipped == 4
         changed = {path.name for path in out.rglob("*.png") if path.stat().st_mtime_ns != times[path]}
         assert changed == {"2_labels.png", "2_overlay.png"}
-        assert str(again).endswith("skipped 4 images whose results are there")
+        assert str(again).endswith("skipped 4 files whose results are there")
 
     def test_nothing_to_do(self, predictor, folder, tmp_path):
         predict_files(predictor, [folder], tmp_path / "out")
         summary = predict_files(predictor, [folder], tmp_path / "out", skip_existing=True)
-        assert str(summary) == "skipped 5 images whose results are there"
+        assert str(summary) == "skipped 5 files whose results are there"
 
 
 @pytest.mark.slow

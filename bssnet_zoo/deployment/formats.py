@@ -1,4 +1,5 @@
 """The kinds of exported file: how a graph becomes one, and how it is written with its metadata."""
+import errno
 import json
 import tempfile
 from collections.abc import Callable, Sequence
@@ -96,7 +97,7 @@ def write_openvino(model: Any, path: Path, metadata: dict[str, str]) -> None:
     try:
         openvino.save_model(model, path, compress_to_fp16=metadata["precision"] == "float16")
     except RuntimeError as error:  # "iostream error" where a disk is full
-        raise OSError(error) from error
+        raise OSError(errno.EIO, str(error), str(path)) from error
 
 
 def write_torchscript(model: torch.jit.ScriptModule, path: Path, metadata: dict[str, str]) -> None:

@@ -91,7 +91,7 @@ class PredictionSummary:
             lines.append(f"last written: {' and '.join(map(str, self.written[-1]))}")
         lines += [str(video) for video in self.videos]
         if self.skipped:
-            lines.append(f"skipped {self.skipped} whose results are there")
+            lines.append(f"skipped {self.skipped} files whose results are there")
         return "\n".join(lines + [f"failed: {reason}" for reason in self.failed.values()])
 
 
