@@ -27,8 +27,9 @@ SCENE = 15  # frames of a scene: half a second
 def write_video(path: Path, images, rate: int = 30, crf: int = 20) -> Path:
     with av.open(str(path), "w") as container:
         stream = container.add_stream("libx264", rate=rate, options={"preset": "veryfast", "crf": str(crf)})
-        for image in images:
-            stream.height, stream.width, stream.pix_fmt = *image.shape[:2], "yuv420p"
+        for i, image in enumerate(images):
+            if not i:
+                stream.height, stream.width, stream.pix_fmt = *image.shape[:2], "yuv420p"
             container.mux(stream.encode(av.VideoFrame.from_ndarray(image, format="rgb24")))
         container.mux(stream.encode(None))
     return path

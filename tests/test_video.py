@@ -420,9 +420,12 @@ class TestBadInput:
             process = subprocess.Popen(
                 [sys.executable, "-m", "bssnet_zoo", "predict", address, "--out", str(tmp_path), *RUN],
                 stderr=subprocess.PIPE, text=True)
-            server.accept()
-            process.send_signal(signal.SIGINT)
-            assert process.wait(20) in (1, 130) and "Traceback" not in process.stderr.read()
+            try:
+                server.accept()
+                process.send_signal(signal.SIGINT)
+                assert process.wait(120) in (1, 130) and "Traceback" not in process.stderr.read()
+            finally:
+                process.kill()
         assert list(tmp_path.iterdir()) == []
 
     @pytest.mark.parametrize(("arguments", "message"), [
