@@ -54,7 +54,7 @@ ROWS = [
     ("predict {in}/none.png --out {out}", "image not found: {in}/none.png", 1),
     ("predict {in}/text.png --out {out}", "text.png", 1),
     ("predict {in}/cut.png --out {out}", "cut.png", 1),
-    ("predict {in}/empty --out {out}", "no images in {in}/empty", 2),
+    ("predict {in}/empty --out {out}", "no images or videos in {in}/empty", 2),
     # checkpoints
     (PREDICT + "--checkpoint {in}/none.safetensors", "none.safetensors", 2),
     (PREDICT + "--checkpoint {in}/text.safetensors", "text.safetensors", 2),
