@@ -29,6 +29,7 @@ from sybil.parsers.markdown import CodeBlockParser, PythonCodeBlockParser, SkipP
 
 import bssnet_zoo
 from bssnet_zoo.cli.main import build_parser, main
+from bssnet_zoo.data.classes import CAMVID
 from bssnet_zoo.deployment import export
 from bssnet_zoo.deployment.export import export_model
 from bssnet_zoo.inference import runner
@@ -102,6 +103,8 @@ def workplace(tmp_path_factory, finished, published):
     for name in ("street.jpg", "road.jpg", "a.jpg", "b.jpg", "folder/c.jpg", "street.png"):
         (folder / name).parent.mkdir(exist_ok=True)
         street.save(folder / name)
+    still = bssnet_zoo.Prediction(np.zeros((120, 160), np.uint8), street, CAMVID.names, CAMVID.palette)
+    bssnet_zoo.write_overlay(((time, still) for time in (0, 30, 60, 65, 70)), folder / "drive.mp4")
     rng = np.random.default_rng(0)
     for split in ("train", "val", "test"):
         for kind in ("camvid", "camvid_full"):

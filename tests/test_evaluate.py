@@ -204,10 +204,13 @@ class TestCommand:
 
 @pytest.mark.slow
 @needs_shared
-@pytest.mark.parametrize("variant, miou, pixel_accuracy", [("bssnet_t", 62.089, 89.11), ("bssnet_b", 64.018, 89.61)])
-def test_bundled_weights_on_camvid(variant, miou, pixel_accuracy):
+@pytest.mark.parametrize("variant, step, miou, pixel_accuracy", [
+    ("bssnet_t", 1, 62.089, 89.11), ("bssnet_b", 4, 63.875, 90.06)])
+def test_bundled_weights_on_camvid(variant, step, miou, pixel_accuracy):
+    """T on all images, B on every fourth, which takes long enough; all of them: 64.018 and 89.61."""
     dataset = open_dataset(f"camvid:{SHARED / 'camvid'}", "test", EvalTransform())
     assert len(dataset) == 233 and dataset.classes == CAMVID
+    dataset.files = dataset.files[::step]
     model = bssnet_zoo.deploy(bssnet_zoo.create_model(variant, pretrained=True))
     result = evaluate(model.to(memory_format=torch.channels_last), dataset)
     assert 100 * result.miou == pytest.approx(miou, abs=0.05)

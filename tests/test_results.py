@@ -243,7 +243,7 @@ def test_torchrun_shares_the_files(folder, tmp_path):
         second = subprocess.run(command, stdout=lines, stderr=subprocess.PIPE, text=True, timeout=300)
         lines.seek(0)
         names = [json.loads(line)["file_name"] for line in lines]
-    assert second.returncode == 0 and "skipped 3 images" in second.stderr, second.stderr
+    assert second.returncode == 0 and "skipped 3 files" in second.stderr, second.stderr
     assert sorted(names) == [str(folder / "b/1.png"), str(folder / "c.png")]
 
 

@@ -186,7 +186,7 @@ def test_trainer(folder, street, tmp_path, aux_heads):
     batch = processor([street] * 4, [mask] * 4, return_tensors="pt")
     data = [dict(pixel_values=x, labels=y) for x, y in zip(batch["pixel_values"], batch["labels"], strict=True)]
     arguments = TrainingArguments(
-        tmp_path / "run", max_steps=6, per_device_train_batch_size=2, learning_rate=5e-3, logging_steps=1,
+        tmp_path / "run", max_steps=6, per_device_train_batch_size=2, learning_rate=5e-4, logging_steps=1,
         report_to="none", use_cpu=True, save_strategy="no", seed=0, disable_tqdm=True)
     trainer = Trainer(model=model, args=arguments, train_dataset=data, eval_dataset=data)
     before = trainer.evaluate()["eval_loss"]
@@ -199,10 +199,10 @@ def test_trainer(folder, street, tmp_path, aux_heads):
     x = batch["pixel_values"]
     expected = logits(trainer.model, x)
     again = AutoModelForSemanticSegmentation.from_pretrained(tmp_path / "mine")
-    assert torch.equal(logits(again, x), expected) and again.config.id2label == {0: "left", 1: "right"}
+    assert torch.allclose(logits(again, x), expected, atol=1e-4) and again.config.id2label == {0: "left", 1: "right"}
     assert hasattr(again.bssnet, "border_head") == aux_heads
     with_timm = timm.create_model(f"local-dir:{tmp_path / 'mine'}", pretrained=True)
-    assert torch.equal(logits(with_timm, x), expected)
+    assert torch.allclose(logits(with_timm, x), expected, atol=1e-4)
     assert bssnet_zoo.class_info(with_timm).names == ("left", "right")
     predictor = bssnet_zoo.Predictor(f"local-dir:{tmp_path / 'mine'}", backend="eager", size=(64, 96))
     assert predictor(street).class_names == ("left", "right")

@@ -240,7 +240,10 @@ class Predictor:
             if probabilities:
                 logits = torch.cat(list(strips), dim=2)
                 strips, softmax = iter([logits]), logits[0].softmax(0).cpu().numpy()
-            labels = torch.cat([largest_class(strip[0]) for strip in strips])
+            labels, row = torch.empty(size, dtype=torch.uint8, device=scores.device), 0
+            for strip in strips:  # a list of small results would keep the memory of the strips in pieces
+                labels[row:row + strip.shape[2]] = largest_class(strip[0])
+                row += strip.shape[2]
         return Prediction(labels.cpu().numpy(), picture, classes.names, classes.palette, softmax)
 
 

@@ -129,6 +129,14 @@ def write_overlay(
     Raises:
         ValueError: There are no frames.
         OSError: The file can't be written.
+
+    Example:
+        >>> import numpy as np
+        >>> from bssnet_zoo import Predictor, write_overlay
+        >>> predictor = Predictor("bssnet_t", backend="deploy", size=64)
+        >>> frames = [(i / 10, predictor(np.zeros((64, 96, 3), np.uint8))) for i in range(3)]
+        >>> write_overlay(frames, "drive_overlay.mp4")  # or predictor.video("drive.mp4") as the frames
+        3
     """
     with video_file(path, overlay_format()) as file, behind(file.write) as write:
         for time, prediction in frames:
