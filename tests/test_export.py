@@ -386,6 +386,6 @@ def test_page_runs_without_torch(heading, tmp_path):
     assert result.returncode == 0, result.stderr
     labels = np.load(tmp_path / "labels.npy")
     model = bssnet_zoo.create_model("bssnet_t", pretrained=True)
-    assert (labels == bssnet_zoo.predict(model, STREET).labels).mean() > 0.999
+    assert (labels == bssnet_zoo.predict(model, STREET).labels).mean() > 0.995  # OpenVINO computes in bfloat16
     if road := re.search(r"road +([\d.]+)%", result.stdout):
         assert float(road[1]) == pytest.approx(100 * (labels == 3).mean(), abs=0.1)
