@@ -323,6 +323,40 @@ class TestPredictOverwritesNothing:
         assert main(arguments) == 0  # its own files are replaced
 
 
+class TestPredictGoesOn:
+    def test_an_image_that_is_too_large_for_the_memory(self, tmp_path, monkeypatch, capsys):
+        for name in ("large.png", "small.png"):
+            shutil.copy(STREET, tmp_path / name)
+        segment, calls = bssnet_zoo.Predictor.segment, []
+
+        def first_fails(self, *arguments):
+            calls.append(arguments)
+            if len(calls) == 1:
+                raise RuntimeError("DefaultCPUAllocator: can't allocate memory\nmore lines")
+            return segment(self, *arguments)
+
+        monkeypatch.setattr(bssnet_zoo.Predictor, "segment", first_fails)
+        assert main(["predict", str(tmp_path), "--out", f"{tmp_path}/out", "--size", "64", "--backend", "deploy"]) == 1
+        output = capsys.readouterr().out
+        assert f"failed: {tmp_path / 'large.png'}: DefaultCPUAllocator: can't allocate memory\n" in output
+        assert "1 images in" in output and (tmp_path / "out/small_labels.png").exists()
+
+    def test_a_checkpoint_that_does_not_say_its_size(self, tmp_path, caplog):
+        save_file(bssnet_zoo.create_model("bssnet_t", num_classes=3).state_dict(), tmp_path / "mine.safetensors")
+        options = ["predict", str(STREET), "--checkpoint", str(tmp_path / "mine.safetensors"), "--backend", "deploy",
+                   "--out", str(tmp_path / "out")]
+        assert main([*options, "--size", "64"]) == 0 and "doesn't say what size" not in caplog.text
+        assert main(options) == 0 and "mine.safetensors doesn't say what size its weights were made for" in caplog.text
+
+    def test_batches_are_bounded(self, tiny):
+        predictor, sizes = bssnet_zoo.Predictor(tiny, backend="eager", size=64), []
+        run = predictor.runner.run
+        object.__setattr__(predictor.runner, "run", lambda images: sizes.append(len(images)) or run(images))
+        assert len(predictor.batch([STREET] * 5, batch_size=2)) == 5 and sizes == [2, 2, 1]
+        with pytest.raises(ValueError, match="batch_size must be 1 or more, got 0"):
+            predictor.batch([STREET], batch_size=0)
+
+
 class TestLastNet:
     def test_an_error_nobody_thought_of(self, monkeypatch, capsys):
         monkeypatch.setattr("bssnet_zoo.cli.list.model_table", lambda: {}["x"])
