@@ -163,3 +163,20 @@ def test_dataset_yaml(text, message, inputs, tmp_path, capsys):
 def test_recipe_yaml(text, message, inputs, tmp_path, capsys):
     (tmp_path / "recipe.yaml").write_text(f"{text}\n")
     check(f"train --recipe {tmp_path}/recipe.yaml --output {{out}}", message, 2, inputs, tmp_path / "out", capsys)
+
+
+@pytest.mark.parametrize(("command", "interrupted"), [
+    (PREDICT, "bssnet_zoo.inference.predictor.Predictor.segment"),
+    (EVAL + "--checkpoint {in}/three.safetensors --save-dir {out}", "bssnet_zoo.metrics.BoundaryF1.update"),
+    ("export --format torchscript --size 64x96 --out {out}/m.torchscript", "bssnet_zoo.deployment.export.compare"),
+    ("data folder:{in}/data --out {out}/s.png", "bssnet_zoo.cli.data.report"),
+    ("bench --json {out}/b.json", "bssnet_zoo.cli.bench.bench_size"),
+])
+def test_ctrl_c(command, interrupted, inputs, tmp_path, monkeypatch, capsys):
+    def interrupt(*args, **kwargs):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(interrupted, interrupt)
+    assert main(command.replace("{in}", str(inputs)).replace("{out}", str(tmp_path / "out")).split()) == 130
+    assert capsys.readouterr().err == "bssnet-zoo: interrupted\n"
+    assert not [path for path in tmp_path.rglob("*") if path.is_file()]

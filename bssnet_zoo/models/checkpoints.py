@@ -317,8 +317,8 @@ def _check_in_chans(state_dict: StateDict, in_chans: int) -> None:
     weight = state_dict.get("stem.0.conv.weight")
     if weight is not None and weight.ndim == 4 and weight.shape[1] != in_chans:
         raise ValueError(
-            f"the checkpoint takes {weight.shape[1]} channels, the model {in_chans}: create the model with "
-            f"in_chans={weight.shape[1]}, or adapt it by pretrained=True and pretrained_cfg_overlay=dict(file=...)")
+            f"the checkpoint takes {weight.shape[1]} channels, the model {in_chans}: in_chans must be "
+            f"{weight.shape[1]}, or adapt it by pretrained=True and pretrained_cfg_overlay=dict(file=...)")
 
 
 def _without_classifiers(state_dict: StateDict) -> StateDict:
