@@ -179,7 +179,7 @@ class TestRefused:
         self.refuse(tmp_path / name, "not a checkpoint")
 
     def test_in_chans(self, published, tmp_path):
-        with pytest.raises(ValueError, match="takes 3 channels, the model 1: .*in_chans must be 3.*pretrained_cfg_overlay"):
+        with pytest.raises(ValueError, match="takes 3 channels, .*in_chans must be 3.*pretrained_cfg_overlay"):
             bssnet_zoo.create_model("bssnet_t", num_classes=19, in_chans=1, checkpoint_path=published("bssnet_t"))
 
     def test_code_in_a_pickle(self, tmp_path, monkeypatch):
