@@ -11,7 +11,7 @@ from typing import Any
 import yaml
 from safetensors import SafetensorError
 
-__all__ = ["atomic_path", "check_writable", "parse_yaml", "sha256"]
+__all__ = ["atomic_path", "check_writable", "make_folder", "parse_yaml", "sha256"]
 
 YAML_CHARACTERS = 1 << 20
 FULL = (errno.ENOSPC, errno.EFBIG, errno.EDQUOT)  # what a write says, and not of which file
@@ -48,15 +48,20 @@ def atomic_path(path: str | os.PathLike) -> Iterator[Path]:
         temporary.unlink(missing_ok=True)
 
 
+def make_folder(folder: Path) -> None:
+    """Makes a folder. OSError if that, or a file in it, can't be."""
+    folder.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryFile(dir=folder):
+        pass
+
+
 def check_writable(path: str | os.PathLike) -> None:
     """Raises OSError if `atomic_path` can't make a file of that name: before the work, not after it."""
     path = Path(path)
     if path.is_dir():
         raise IsADirectoryError(f"{path} can't be written: it is a folder")
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=path.parent):
-            pass
+        make_folder(path.parent)
     except OSError as error:
         raise _unwritten(path, error) from error
 

@@ -14,11 +14,11 @@ from ..deployment.exported import require
 from ..deployment.formats import FORMATS
 from ..files import atomic_path, sha256
 from ..models import BSSNet
-from ..models.classes import class_info
+from ..models.classes import class_info, model_name, trained_size
 from ..version import __version__
 from .runtime import copy_runtime, find_runtime, runtime_facts
 
-__all__ = ["HEADERS", "MANIFEST", "model_name", "write_site"]
+__all__ = ["HEADERS", "MANIFEST", "write_site"]
 
 PAGE = Path(__file__).parent / "page"
 MANIFEST = "manifest.json"
@@ -52,12 +52,6 @@ the headers can't be set, as on GitHub Pages, the page runs in one thread. To se
 
 The sample pictures are frames of CamVid, for research only: `samples/LICENSE.md`.
 """
-
-
-def model_name(model: BSSNet) -> str:
-    """``bssnet_t.camvid``, or the architecture alone."""
-    cfg = getattr(model, "pretrained_cfg", {})
-    return ".".join(filter(None, (cfg.get("architecture"), cfg.get("tag")))) or "bssnet"
 
 
 def check_site(models: Sequence[BSSNet], size: int | None) -> None:
@@ -116,7 +110,7 @@ def write_model(model: BSSNet, out: Path, size: int | None, bar: tqdm) -> tuple[
         files[precision] = dict(url=f"models/{target.name}", bytes=target.stat().st_size, sha256=digest)
         written.append(target)
         bar.update()
-    trained = min(cfg["input_size"][1:])
+    trained = min(trained_size(model))
     entry = dict(
         name=model_name(model), mean=list(cfg["mean"]), std=list(cfg["std"]), trained_size=trained,
         size=size or trained, sizes=sizes_to_choose(trained, size or trained), files=files,

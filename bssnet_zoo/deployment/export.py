@@ -16,7 +16,7 @@ from ..device import PRECISIONS
 from ..files import atomic_path
 from ..models import BSSNet
 from ..models.bssnet import MIN_SIZE
-from ..models.classes import class_info
+from ..models.classes import class_info, model_name, trained_size
 from ..models.weights import ASSETS
 from ..version import __version__
 from .exported import ExportedModel, require
@@ -65,13 +65,12 @@ def compare(exported: ExportedModel, model: BSSNet, images: torch.Tensor) -> tup
 
 def describe(graph: ExportedGraph, size: Sequence[int] | None, precision: str) -> dict[str, str]:
     """What a user of the file must know, as text: what isn't text is JSON."""
-    cfg, classes = getattr(graph.model, "pretrained_cfg", {}), class_info(graph.model)
-    trained_size = list(cfg.get("test_input_size") or cfg.get("input_size") or ())[1:]
+    classes = class_info(graph.model)
     values = dict(
-        model=".".join(filter(None, (cfg.get("architecture"), cfg.get("tag")))) or "bssnet", class_names=classes.names,
-        palette=classes.hex_palette, mean=graph.mean.tolist(), std=graph.std.tolist(), size=size and list(size),
-        trained_size=trained_size or None, precision=precision, labels=graph.labels, normalize=graph.normalize,
-        raw=graph.raw, bssnet_zoo=__version__)
+        model=model_name(graph.model), class_names=classes.names, palette=classes.hex_palette,
+        mean=graph.mean.tolist(), std=graph.std.tolist(), size=size and list(size),
+        trained_size=trained_size(graph.model) or None, precision=precision, labels=graph.labels,
+        normalize=graph.normalize, raw=graph.raw, bssnet_zoo=__version__)
     return {key: value if isinstance(value, str) else json.dumps(value) for key, value in values.items()}
 
 

@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from torch import nn
 
-from ..losses.resized import interpolation_matrix
+from ..losses.resized import interpolation_matrix, matrix_strips
 from ..models import BSSNet
 from .rewrites import BlendWeights, UpsampleConvReLU
 
@@ -86,12 +86,8 @@ def row_strips(rows: int, height: int) -> list[tuple[int, int, torch.Tensor]]:
     """A bilinear resize of rows, corners aligned, as products: first and last row of each and a matrix that makes
     ``STRIP_ROWS`` rows from them.
     """
-    strips = []
-    for strip in interpolation_matrix(rows, height, align_corners=True, dtype=torch.float32).split(STRIP_ROWS):
-        used = strip.any(0).nonzero()
-        first, last = int(used[0]), int(used[-1]) + 1
-        strips.append((first, last, strip[:, first:last].contiguous()))
-    return strips
+    matrix = interpolation_matrix(rows, height, align_corners=True, dtype=torch.float32)
+    return [(used.start, used.stop, part.contiguous()) for _, used, part in matrix_strips(matrix, STRIP_ROWS)]
 
 
 class ExportedGraph(nn.Module):

@@ -1,6 +1,5 @@
 """Image files and videos in, label maps and overlays out."""
 import os
-import tempfile
 import time
 import zlib
 from collections import deque
@@ -19,7 +18,7 @@ from ..data.classes import ClassInfo
 from ..data.images import IMAGE_SUFFIXES, image_files
 from ..data.videos import VIDEO_SUFFIXES, is_stream, is_video, require_av, stream_name, video_files
 from ..distributed import Process
-from ..files import atomic_path
+from ..files import atomic_path, make_folder
 from .overlap import ahead
 from .prediction import Prediction
 from .predictor import Predictor, Prepared
@@ -130,16 +129,6 @@ def find_sources(paths: Iterable[str | os.PathLike], out: Path) -> list[tuple[st
     return found
 
 
-def check_writable(folder: Path) -> None:
-    """Makes the folder, and raises ValueError if files can't be written there."""
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=folder):
-            pass
-    except OSError as error:
-        raise ValueError(f"can't write to the output folder {folder}: {error.strerror}") from error
-
-
 def check_ours(path: Path) -> None:
     """Raises FileExistsError if there is a file that `save_prediction` did not write."""
     if not path.exists():
@@ -221,7 +210,10 @@ def predict_files(
     found = process.agree(find_sources([paths] if isinstance(paths, (str, os.PathLike)) else paths, out))
     if any(is_video(source) for source, _ in found):
         require_av()
-    check_writable(out)
+    try:
+        make_folder(out)
+    except OSError as error:
+        raise ValueError(f"can't write to the output folder {out}: {error.strerror}") from error
     classes = predictor.runner.classes
     if classes is None:
         raise ValueError("the model has no num_classes, which says how many classes to count")

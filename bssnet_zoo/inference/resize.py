@@ -4,18 +4,9 @@ from functools import lru_cache
 
 import torch
 
+from ..losses.resized import interpolation_matrix, matrix_strips
+
 __all__ = ["largest_class", "resize_logits"]
-
-
-def interpolation(source: int, target: int) -> torch.Tensor:
-    """The matrix (target, source) of a bilinear resize of one side, corners aligned; float64."""
-    positions = torch.arange(target, dtype=torch.float64) * ((source - 1) / max(target - 1, 1))
-    first = positions.long().clamp(max=source - 1)
-    weight = positions - first
-    matrix, rows = torch.zeros(target, source, dtype=torch.float64), torch.arange(target)
-    matrix[rows, first] = 1 - weight
-    matrix[rows, (first + 1).clamp(max=source - 1)] += weight
-    return matrix
 
 
 @lru_cache(maxsize=16)
@@ -24,8 +15,10 @@ def resizes(source: int, padded: int, seen: int, target: int) -> torch.Tensor:
 
     float64, on the CPU (some devices have no float64).
     """
-    matrix = interpolation(source, padded)[:seen]
-    return matrix if seen == target else interpolation(seen, target) @ matrix
+    matrix = interpolation_matrix(source, padded, align_corners=True, dtype=torch.float64)[:seen]
+    if seen == target:
+        return matrix
+    return interpolation_matrix(seen, target, align_corners=True, dtype=torch.float64) @ matrix
 
 
 def resize_logits(
@@ -50,10 +43,8 @@ def resize_logits(
     down, across = (
         resizes(logits.shape[2 + i], padded[i], seen[i], size[i]).to(logits.dtype) for i in range(2))
     across = across.T.to(logits.device)
-    for rows in down.split(strip):
-        used = rows.any(0).nonzero()
-        first, last = int(used[0]), int(used[-1]) + 1
-        yield rows[:, first:last].to(logits.device) @ (logits[:, :, first:last] @ across)
+    for _, used, part in matrix_strips(down, strip):
+        yield part.to(logits.device) @ (logits[:, :, used] @ across)
 
 
 def largest_class(strip: torch.Tensor) -> torch.Tensor:

@@ -19,7 +19,7 @@ from ..deployment.rewrites import deploy, is_deployed
 from ..device import PRECISIONS, has_bfloat16, parse_device
 from ..models import BSSNet, open_model
 from ..models.bssnet import MIN_SIZE
-from ..models.classes import class_info
+from ..models.classes import class_info, trained_size
 
 __all__ = ["BACKENDS", "Runner", "create_runner", "evaluating"]
 
@@ -109,7 +109,7 @@ def _file_runner(path: Path, device: str | torch.device | None, precision: str |
                          "precision")
     if len(exported.mean) != 3:
         raise ValueError(f"images are read as RGB, {path} takes {len(exported.mean)} channels")
-    trained_size = [min(exported.trained_size)] if exported.trained_size else None
+    made_for = [min(exported.trained_size)] if exported.trained_size else None
     return Runner(
         run=exported.answer,
         classes=exported.classes,
@@ -118,7 +118,7 @@ def _file_runner(path: Path, device: str | torch.device | None, precision: str |
         backend=exported.runtime,
         precision=precision or exported.metadata["precision"],
         device=device,
-        size=exported.size or trained_size,
+        size=exported.size or made_for,
         fixed=exported.size is not None,
         min_size=0 if exported.size else ANY_SIZE_FROM,
     )
@@ -153,7 +153,7 @@ def _model_runner(
         run = OpenVINOModel(deployable, precision) if backend == "openvino" else _deployed(
             deployable, device, precision)
     cfg = getattr(model, "pretrained_cfg", {})
-    trained_size = (cfg.get("test_input_size") or cfg.get("input_size") or ())[1:]
+    made_for = trained_size(model)
     return Runner(
         run=run,
         classes=class_info(model) if hasattr(model, "num_classes") else None,
@@ -162,7 +162,7 @@ def _model_runner(
         backend=backend,
         precision=precision,
         device=device,
-        size=[min(trained_size)] if trained_size else None,
+        size=[min(made_for)] if made_for else None,
     )
 
 

@@ -41,6 +41,15 @@ def interpolation_matrix(size: int, new_size: int, align_corners: bool, dtype: t
     return F.interpolate(identity, size=new_size, mode="linear", align_corners=align_corners)[0].T.contiguous()
 
 
+def matrix_strips(matrix: torch.Tensor, step: int) -> Iterator[tuple[slice, slice, torch.Tensor]]:
+    """``step`` rows of an interpolation matrix at a time: the rows, the columns that they use, the part with both."""
+    for start in range(0, len(matrix), step):
+        rows = slice(start, min(start + step, len(matrix)))
+        used = matrix[rows].any(0).nonzero().flatten().tolist()
+        source = slice(used[0], used[-1] + 1)
+        yield rows, source, matrix[rows, source]
+
+
 def row_strips(
         x: torch.Tensor,
         size: Sequence[int],
@@ -50,11 +59,8 @@ def row_strips(
     elements = CPU_STRIP if x.device.type == "cpu" else ACCELERATOR_STRIP
     step = max(1, elements // (x.shape[0] * x.shape[1] * size[1]))
     matrix = interpolation_matrix(x.shape[2], size[0], align_corners, x.dtype)
-    for start in range(0, size[0], step):
-        rows = slice(start, min(start + step, size[0]))
-        used = matrix[rows].any(0).nonzero().flatten().tolist()
-        source = slice(used[0], used[-1] + 1)
-        yield rows, source, matrix[rows, source].to(x.device)
+    for rows, source, weights in matrix_strips(matrix, step):
+        yield rows, source, weights.to(x.device)
 
 
 def resize_in_strips(

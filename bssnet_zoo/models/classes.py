@@ -1,9 +1,9 @@
-"""What the classes of a model are called and coloured."""
+"""What a model says of itself: what its classes are called and coloured, its own name, its image size."""
 from torch import nn
 
 from ..data.classes import CITYSCAPES, ClassInfo, default_palette, hex_colour
 
-__all__ = ["class_info", "unnamed_classes"]
+__all__ = ["class_info", "model_name", "trained_size", "unnamed_classes"]
 
 
 def class_info(model: nn.Module, num_classes: int | None = None) -> ClassInfo:
@@ -34,3 +34,15 @@ def unnamed_classes(num_classes: int) -> ClassInfo:
     if num_classes == len(CITYSCAPES.names):
         return CITYSCAPES
     return ClassInfo(tuple(f"class_{i}" for i in range(num_classes)), default_palette(num_classes))
+
+
+def model_name(model: nn.Module) -> str:
+    """``bssnet_t.camvid``, or the architecture alone."""
+    cfg = getattr(model, "pretrained_cfg", {})
+    return ".".join(filter(None, (cfg.get("architecture"), cfg.get("tag")))) or "bssnet"
+
+
+def trained_size(model: nn.Module) -> list[int]:
+    """Height and width that the weights of a model were made for; empty if it doesn't say."""
+    cfg = getattr(model, "pretrained_cfg", {})
+    return list(cfg.get("test_input_size") or cfg.get("input_size") or ())[1:]
