@@ -106,11 +106,10 @@ def tiny():
     return bssnet_zoo.create_model("bssnet_t").eval()
 
 
-@pytest.fixture
-def shallow():
+def shallow(**kwargs) -> bssnet_zoo.BSSNet:
     """A narrow BSSNet with one block in each stage, for compilers: each more takes their time for the same code."""
     torch.manual_seed(0)
-    model = bssnet_zoo.BSSNet(dim=8).eval()
+    model = bssnet_zoo.BSSNet(dim=8, **kwargs).eval()
     model.stages = torch.nn.Sequential(*(stage[:1] for stage in model.stages))
     return model
 

@@ -221,7 +221,7 @@ class TestSkipExisting:
 
 
 @pytest.mark.slow
-def test_torchrun_shares_the_files(folder, tmp_path):
+def test_torchrun_shares_the_files(folder, tmp_path, capsys):
     """Each image once, a bad one stops nobody, all of it in one summary; and on where an earlier run ended."""
     (folder / "b/0.png").write_text("no image")
     out, command = tmp_path / "out", [
@@ -238,13 +238,10 @@ def test_torchrun_shares_the_files(folder, tmp_path):
     (folder / "b/0.png").unlink()
     (out / "c_labels.png").unlink()
     (out / "b/1_labels.png").unlink()
-    with open(tmp_path / "lines.jsonl", "w+") as lines:
-        command.append("--skip-existing")
-        second = subprocess.run(command, stdout=lines, stderr=subprocess.PIPE, text=True, timeout=300)
-        lines.seek(0)
-        names = [json.loads(line)["file_name"] for line in lines]
-    assert second.returncode == 0 and "skipped 3 files" in second.stderr, second.stderr
-    assert sorted(names) == [str(folder / "b/1.png"), str(folder / "c.png")]
+    assert main(["predict", str(folder), "--out", str(out), "--json", "--skip-existing", *FAST]) == 0
+    printed = capsys.readouterr()
+    names = [json.loads(line)["file_name"] for line in printed.out.splitlines()]
+    assert "skipped 3 files" in printed.err and sorted(names) == [str(folder / "b/1.png"), str(folder / "c.png")]
 
 
 def test_one_pipe_for_several_processes_is_refused(tmp_path, monkeypatch, capsys):
