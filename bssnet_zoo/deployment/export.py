@@ -22,7 +22,7 @@ from ..version import __version__
 from .exported import ExportedModel, require
 from .formats import FORMATS
 from .graph import ExportedGraph
-from .int8 import calibration_files, quantize, read_image
+from .int8 import calibration_files, read_image
 from .rewrites import deploy, is_deployed
 
 __all__ = ["FORMATS", "ExportReport", "export_model"]
@@ -143,25 +143,27 @@ def export_model(
     path = Path(path)
     check_options(model, path, format, size, precision, labels)
     files = calibration_files(calibration) if precision == "int8" else []
-    require(FORMATS[format].packages + (("nncf",) if files else ()), f"exporting {precision} {format}")
+    kind = FORMATS[format]
+    require(kind.packages + (kind.int8_packages if files else ()), f"exporting {precision} {format}")
     model = model if is_deployed(model) else deploy(model)
     model = copy.deepcopy(model).cpu().float().eval()
     graph = ExportedGraph(copy.deepcopy(model), None if format == "torchscript" else size, labels, normalize, raw)
     metadata = describe(graph, size, precision)
     if format != "openvino" and not files:
         graph.model.to(PRECISIONS[precision])
-    sizes = [size] if size else FORMATS[format].check_sizes
+    sizes = [size] if size else kind.check_sizes
     with whole_files(path) as temporary, warnings.catch_warnings():
         warnings.simplefilter("ignore")  # the exporters' own
         try:
-            converted = FORMATS[format].convert(graph.eval(), size)
+            converted = kind.convert(graph.eval(), size)
         except OSError:
             raise
         except Exception as error:  # each exporter has its own
             reason = (str(error).strip() or type(error).__name__).splitlines()[0]
             raise RuntimeError(f"this model can't become {format}: {reason}") from error
-        converted = quantize(converted, files, size, metadata) if files else converted
-        FORMATS[format].write(converted, temporary, metadata)
+        if files and kind.quantize:
+            converted = kind.quantize(converted, files, size, metadata)
+        kind.write(converted, temporary, metadata)
         exported = ExportedModel(temporary)
         images = [read_image(check_image, check_size, metadata) for check_size in sizes]
         differences, same = zip(*(compare(exported, model, image) for image in images), strict=True)

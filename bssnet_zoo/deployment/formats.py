@@ -12,6 +12,7 @@ from torch.export import ExportedProgram
 
 from ..device import PRECISIONS
 from .graph import ExportedGraph, for_runtime
+from .int8 import quantize_onnx, quantize_openvino
 
 if TYPE_CHECKING:
     import onnx
@@ -121,6 +122,8 @@ class Format(NamedTuple):
         convert: From an `ExportedGraph` and the size of the images to the format's own object.
         write: Writes that object with the metadata.
         packages: What ``convert`` and ``write`` need besides torch.
+        quantize: From the format's object and calibration files to one in int8.
+        int8_packages: What ``quantize`` needs besides.
         check_sizes: Where a file for any size is compared, None is the image's own size.
     """
 
@@ -129,14 +132,16 @@ class Format(NamedTuple):
     convert: Callable
     write: Callable
     packages: tuple[str, ...] = ()
+    quantize: Callable | None = None
+    int8_packages: tuple[str, ...] = ()
     check_sizes: tuple[tuple[int, int] | None, ...] = (None, (131, 200))
 
 
 FORMATS = {
     "onnx": Format(".onnx", ("float32", "float16", "int8"), convert_onnx, write_onnx,
-                   ("onnx", "onnxscript", "onnxruntime")),
+                   ("onnx", "onnxscript", "onnxruntime"), quantize_onnx),
     "openvino": Format(".xml", ("float32", "float16", "int8"), convert_openvino, write_openvino,
-                       ("onnx", "onnxscript", "openvino")),
+                       ("onnx", "onnxscript", "openvino"), quantize_openvino, ("nncf",)),
     "torchscript": Format(".torchscript", tuple(PRECISIONS), convert_torchscript, write_torchscript),
     "exported-program": Format(".pt2", tuple(PRECISIONS), export_program, write_program, check_sizes=((520, 716),)),
 }
