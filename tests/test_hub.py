@@ -148,7 +148,7 @@ class TestStage:
         assert metadata["license_name"] and (staged / metadata["license_link"]).is_file()
         miou, accuracy = card.data.eval_results
         assert (miou.metric_value, accuracy.metric_value) == (T.metrics["miou"], T.metrics["pixel_accuracy"])
-        command = "bssnet-zoo eval --model hf-hub:acme/bssnet_t.camvid --data camvid:DIR --split test"
+        command = "bssnet-zoo eval --model hf-hub:acme/bssnet_t.camvid --data camvid:DIR --split test --size 360x480"
         assert miou.metric_args == {"command": command} and command in card.text
         assert miou.dataset_type == "camvid" and miou.dataset_split == "test"
 

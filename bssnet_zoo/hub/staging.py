@@ -51,7 +51,7 @@ def _zoo_provenance(name: str) -> Provenance:
     weights = WEIGHTS[name]
     return Provenance(
         dataset="CamVid", dataset_id="camvid", data="camvid:DIR", training=weights.training, license="other",
-        license_name="camvid-research", metrics=weights.metrics, split="test")
+        license_name="camvid-research", metrics=weights.metrics, split="test", size=weights.size)
 
 
 def _own_weights(checkpoint: Path, data: str | None, license: str | None) -> tuple[ClassInfo, Provenance]:
@@ -97,6 +97,7 @@ def _stage_zoo_weights(name: str, checkpoint: Path | None, target: Path) -> None
 def _save_config(name: str, classes: ClassInfo, size: Sequence[int] | None, license: str, path: Path) -> dict[str, Any]:
     """Writes timm's config.json with names and colours of the classes. Returns the pretrained config."""
     architecture, tag = split_model_name_tag(name)
+    cfg = get_pretrained_cfg(name if name in WEIGHTS else architecture)
     overlay = dict(
         tag=tag, num_classes=len(classes.names), license=license,
         label_names=None, label_descriptions=None)  # once in the file, at the top, where others look for them
@@ -105,7 +106,7 @@ def _save_config(name: str, classes: ClassInfo, size: Sequence[int] | None, lice
     if name not in WEIGHTS:
         overlay["description"] = None
     model = as_bssnet(create_model(
-        architecture, num_classes=len(classes.names), pretrained_cfg=get_pretrained_cfg(architecture),
+        architecture, num_classes=len(classes.names), pretrained_cfg=cfg,
         pretrained_cfg_overlay=overlay, device="meta"))
     with atomic_path(path) as temporary:
         save_config_for_hf(model, str(temporary), model_config={**classes.config, **TRANSFORMERS})

@@ -25,7 +25,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from ..data.classes import CAMVID
 from ..layers import LUAFM, PAPPM, UMF, BasicBlock, Bottleneck, ConvNormAct, NormActConv
 from .checkpoints import CLASSIFIERS, checkpoint_filter_fn
-from .weights import hub_id, resolve_pretrained
+from .weights import WEIGHTS, hub_id, resolve_pretrained
 
 __all__ = ["BSSNet", "BSSNetOutput"]
 
@@ -492,9 +492,9 @@ def _cfg(**kwargs: Any) -> dict[str, Any]:
 
 def _camvid_cfg(name: str) -> dict[str, Any]:
     return _cfg(
-        hf_hub_id=hub_id(name), num_classes=len(CAMVID.names), input_size=(3, 360, 480), license="other",
+        hf_hub_id=hub_id(name), num_classes=len(CAMVID.names), input_size=(3, *WEIGHTS[name].size), license="other",
         **CAMVID.config,
-        description="CamVid train+val at 480x360, 11 classes. Weights for research, like the data.",
+        description="CamVid train+val, 11 classes. Weights for research, like the data.",
     )
 
 

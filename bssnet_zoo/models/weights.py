@@ -52,10 +52,19 @@ SOURCES = ("bundled", "hub")
 
 @dataclass(frozen=True)
 class Weights:
-    """A published weights file: its name in ``assets/``, its sha256, how it was made and what was measured with it."""
+    """A published weights file.
+
+    Attributes:
+        filename: Its name in ``assets/``.
+        sha256: Its hash.
+        size: (height, width) of the images that it was made for, and measured with.
+        training: How it was made.
+        metrics: What was measured on CamVid test, in %.
+    """
 
     filename: str
     sha256: str
+    size: tuple[int, int]
     training: str
     metrics: dict[str, Any] = field(default_factory=dict)
 
@@ -68,6 +77,7 @@ WEIGHTS = {
     "bssnet_t.camvid": Weights(
         "bssnet_t.camvid.safetensors",
         "5b6e5858af243a1b12e43deb0514e6bf15c8c5ef970bb815a6937ee4dbba3413",
+        (360, 480),
         "from random weights on train+val (468 images): 96 epochs without a loss on labels, in which the trunk learned "
         "to predict the features of a tf_efficientnet_lite2 trained on ImageNet, then 70 epochs of the recipe "
         "camvid_480x360 with labels and these features, classes mixed in most of them, EMA weights. That encoder is "
@@ -80,6 +90,7 @@ WEIGHTS = {
     "bssnet_b.camvid": Weights(
         "bssnet_b.camvid.safetensors",
         "0f7e83ee5a20473f36f81a8424fae40c04a2c76b67f21a919db5d63bacbc9d7d",
+        (360, 480),
         "the mean of two trainings. Each begins with bssnet_t.camvid widened to twice the channels without changing "
         "what it computes, and ends with 13 epochs on train+val (468 images) with labels, mixed classes and the "
         "features of the ImageNet encoder that taught bssnet_t; the second has 12 epochs with these features alone "
