@@ -125,5 +125,6 @@ def pytest_xdist_auto_num_workers(config: pytest.Config) -> int:
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Tests that run OpenVINO come last: after OpenVINO, NNCF and ONNX Runtime in one process, others crashed there."""
     last = ("test_docs.py", "test_scale.py", "test_results.py", "test_video.py", "test_transformers.py", "test_demo.py",
-            "test_demo_page.py", "test_predict.py", "test_predictor.py", "test_bench.py", "test_export.py")
+            "test_demo_page.py", "test_predict.py", "test_predictor.py", "test_bench.py",
+            "test_export.py", "test_exported.py")
     items.sort(key=lambda item: last.index(item.path.name) if item.path.name in last else -1)

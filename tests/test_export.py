@@ -1,9 +1,6 @@
 """`bssnet-zoo export`: files that answer what the model answers, and say what they are."""
 import json
 import re
-import shutil
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -28,7 +25,6 @@ from bssnet_zoo.deployment.graph import row_strips
 
 onnx, openvino = pytest.importorskip("onnx"), pytest.importorskip("openvino")
 
-PAGE = (Path(__file__).parents[1] / "docs" / "deploy.md").read_text()
 SIZE = (97, 140)
 CAMVID_CLASSES = ClassInfo(CAMVID.names, CAMVID.palette)
 FORMAT_PARAMS = [pytest.param(name, marks=pytest.mark.slow) if name == "openvino" else name for name in FORMATS]
@@ -193,37 +189,6 @@ def test_half_precision(exported, format, precision):
     assert same(model, file, normalized(street(SIZE)), 0.1 if precision == "bfloat16" else 0.01)
 
 
-@pytest.fixture(scope="module")
-def pictures(tmp_path_factory) -> Path:
-    folder = tmp_path_factory.mktemp("pictures")
-    image = TF.to_pil_image(load_image(STREET))
-    for i in range(6):
-        image.crop((10 * i, 12 * i, 480 - 10 * i, 360 - 4 * i)).save(folder / f"{i}.png")
-    return folder
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize(("format", "options"), [
-    ("onnx", dict(labels=True, normalize=True)), ("openvino", {})])
-def test_int8(exported, pictures, format, options):
-    pytest.importorskip("nncf" if format == "openvino" else "onnxruntime.quantization")
-    size = (128, 192)  # maps are exactly doubled, which OpenVINO's files do by transposed convolutions
-    model, file, path = exported("bssnet_t", format, size=size, precision="int8", calibration=pictures, **options)
-    images = street(size)
-    with torch.inference_mode():
-        agree = (file(normalized(images)).argmax(1) == model(normalized(images)).argmax(1)).float().mean()
-    assert 0.9 < agree < 1
-    weights = path if format == "onnx" else path.with_suffix(".bin")
-    assert weights.stat().st_size < 0.3 * 4 * 8.4e6  # a byte instead of four for each parameter
-    if format == "onnx":
-        graph = onnx.load(path).graph
-        makers = {name: node.op_type for node in graph.node for name in node.output}
-        quantised = {node.name: makers.get(node.input[1]) == "DequantizeLinear"
-                     for node in graph.node if node.op_type == "Conv"}
-        assert len(quantised) == 63 + 11  # and the sums over channels before the attention
-        assert all(done != ("attention" in name) for name, done in quantised.items())
-
-
 @pytest.mark.parametrize("format", FORMAT_PARAMS)
 def test_says_what_it_is(exported, format):
     model, file, path = exported("bssnet_t", format, size=SIZE, labels=True, normalize=True)
@@ -301,15 +266,6 @@ def test_two_files_or_none(tmp_path):
     assert {file.name: file.read_text() for file in tmp_path.iterdir()} == {"a.xml": "graph", "a.bin": "weights"}
 
 
-@pytest.mark.parametrize(("package", "format", "precision"), [
-    ("onnx", "onnx", "float32"), ("onnxruntime", "onnx", "float32"), ("onnxscript", "openvino", "float32"),
-    ("openvino", "openvino", "float32"), ("nncf", "openvino", "int8")])
-def test_missing_package(tiny, pictures, package, format, precision, tmp_path, monkeypatch):
-    monkeypatch.setitem(sys.modules, package, None)
-    with pytest.raises(RuntimeError, match=rf"needs {package}.*pip install '\.\[export\]'"):
-        export_model(tiny, tmp_path / f"a{FORMATS[format].suffix}", format, precision=precision, calibration=pictures)
-
-
 @pytest.mark.parametrize(("make", "options", "message"), [
     (nn.Identity, {}, "takes a BSSNet with classes, got Identity"),
     (lambda: bssnet_zoo.BSSNet(0, dim=8), {}, "got BSSNet with num_classes=0"),
@@ -367,25 +323,3 @@ def test_command_line(tmp_path, capsys, monkeypatch):
         assert cli.main([*common, *args]) == 2
         error = capsys.readouterr().err.strip()
         assert error.startswith("bssnet-zoo: error: ") and message in error and len(error.splitlines()) == 1
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("heading", ["ONNX Runtime", "OpenVINO"])
-def test_page_runs_without_torch(heading, tmp_path):
-    """The page's command makes the file, the page's code runs it."""
-    section = PAGE.split(f"\n### {heading}\n")[1].split("\n### ")[0]
-    command = re.search(r"```bash\nbssnet-zoo (.*)\n```", section)[1]
-    code = re.search(r"```python\n(.*?)```", section, flags=re.DOTALL)[1]
-    assert len(code.splitlines()) <= 22 and "torch" not in code and "bssnet_zoo" not in code
-    shutil.copy(STREET, tmp_path / "street.jpg")  # Pillow looks at the bytes
-    assert subprocess.run([sys.executable, "-m", "bssnet_zoo", *command.split()], cwd=tmp_path,
-                          env={"PYTHONPATH": str(Path(__file__).parents[1]), "PATH": ""}).returncode == 0
-    (tmp_path / "run.py").write_text(
-        f"import sys\nsys.modules['torch'] = sys.modules['bssnet_zoo'] = None\n{code}\nnp.save('labels.npy', labels)\n")
-    result = subprocess.run([sys.executable, "run.py"], cwd=tmp_path, capture_output=True, text=True)
-    assert result.returncode == 0, result.stderr
-    labels = np.load(tmp_path / "labels.npy")
-    model = bssnet_zoo.create_model("bssnet_t", pretrained=True)
-    assert (labels == bssnet_zoo.predict(model, STREET).labels).mean() > 0.995  # OpenVINO computes in bfloat16
-    if road := re.search(r"road +([\d.]+)%", result.stdout):
-        assert float(road[1]) == pytest.approx(100 * (labels == 3).mean(), abs=0.1)
