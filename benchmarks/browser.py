@@ -80,7 +80,8 @@ def main() -> None:
         _, threads = page.evaluate(IN_BROWSER, [*size, 3])
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = threads
-        session = onnxruntime.InferenceSession(args.site / model["files"]["float32"]["url"], options)
+        file = model["files"].get("int8", model["files"]["float32"])  # what the page takes
+        session = onnxruntime.InferenceSession(args.site / file["url"], options)
         in_python(session, size, 3)
         for _ in range(args.rounds):
             browser_times += page.evaluate(IN_BROWSER, [*size, args.runs])[0]

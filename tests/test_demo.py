@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 import yaml
+from conftest import shallow
 from safetensors.torch import save_file
 
 import bssnet_zoo
@@ -40,16 +41,17 @@ def serving(folder: Path):
 # --- the site
 
 @pytest.fixture
-def small(shallow):
+def small():
     """A model of 19 classes with a pretrained config."""
-    shallow.pretrained_cfg = dict(
+    model = shallow()
+    model.pretrained_cfg = dict(
         architecture="bssnet_t", input_size=(3, 96, 128), mean=(0.5, 0.4, 0.3), std=(0.2, 0.2, 0.2))
-    return shallow
+    return model
 
 
 def test_site_is_what_its_manifest_says_and_replaces_an_older_one(small, tmp_path, monkeypatch):
-    def export(model, path, format, precision, raw) -> None:
-        assert model is small and format == "onnx" and raw
+    def export(model, path, format, precision, raw, calibration) -> None:
+        assert model is small and format == "onnx" and raw and len(calibration) == 3
         path.write_text(f"a network in {precision}")
 
     monkeypatch.setattr(site, "export_model", export)  # it has tests of its own, and the page's tests use it
@@ -59,7 +61,7 @@ def test_site_is_what_its_manifest_says_and_replaces_an_older_one(small, tmp_pat
     (out / "CNAME").write_text("mine.example")
     (out / "manifest.json").write_text(json.dumps(dict(
         made_by=site.MADE_BY, files=["manifest.json", "models/older.onnx", "../../etc"])))
-    written = write_site([small], out, size=64)
+    written = write_site([small], out, size=64, calibration=PAGE / "samples")
     manifest = json.loads((out / "manifest.json").read_text())
     on_disk = sorted(path.relative_to(out).as_posix() for path in out.rglob("*") if path.is_file())
     assert sorted(path.relative_to(out).as_posix() for path in written) == manifest["files"]
@@ -68,7 +70,7 @@ def test_site_is_what_its_manifest_says_and_replaces_an_older_one(small, tmp_pat
     assert (model["name"], model["trained_size"], model["size"]) == ("bssnet_t", 96, 64) and 64 in model["sizes"]
     assert (model["mean"], model["std"]) == ([0.5, 0.4, 0.3], [0.2, 0.2, 0.2])
     assert [each["name"] for each in model["classes"]] == list(bssnet_zoo.class_info(small).names)
-    assert list(model["files"]) == ["float32", "float16"]
+    assert list(model["files"]) == ["float32", "float16", "int8"]
     for file in model["files"].values():
         assert file["sha256"] == sha256(out / file["url"]) and file["bytes"] == (out / file["url"]).stat().st_size
         assert file["sha256"][:8] in file["url"]
@@ -198,7 +200,7 @@ def test_the_command_opens_the_page_until_it_is_interrupted(plain_site, monkeypa
         urls.append(url)
         threading.Thread(target=ask, daemon=True).start()
 
-    def write(models, folder, *options) -> None:
+    def write(models, folder, *args, **kwargs) -> None:
         folders.append(Path(folder))
         shutil.copytree(plain_site, folder, dirs_exist_ok=True)
 

@@ -419,7 +419,8 @@ def test_another_model_with_its_classes_and_another_backend(browser, served, tmp
     manifest = json.loads(served.files["/manifest.json"].read_text())
     first, = manifest["models"]
     classes = [dict(name=f"kind {i}", colour="#0a0b0c") for i in range(len(first["classes"]))]
-    manifest["models"] = [first, {**first, "name": "mine", "classes": classes, "size": 240}]
+    files = {**first["files"], "int8": first["files"]["float32"]}
+    manifest["models"] = [first, {**first, "name": "mine", "classes": classes, "size": 240, "files": files}]
     (tmp_path / "manifest.json").write_text(json.dumps(manifest))
     with instead(served, "manifest.json", tmp_path / "manifest.json"):
         demo = Demo(browser, served.url)
@@ -427,6 +428,7 @@ def test_another_model_with_its_classes_and_another_backend(browser, served, tmp
         with demo.result():
             demo.page.select_option("#model", "mine")
         assert demo.page.locator("#legend .name").all_inner_texts()[0].startswith("kind ")
+        assert " · int8 · " in demo.text("facts")
         assert demo.saved("labels").getpalette()[:33] == 11 * [10, 11, 12]
         with demo.result():
             demo.page.select_option("#backend", "wasm")

@@ -12,6 +12,7 @@ from tqdm import tqdm
 from ..deployment.export import export_model
 from ..deployment.exported import require
 from ..deployment.formats import FORMATS
+from ..deployment.int8 import calibration_files
 from ..files import atomic_path, sha256
 from ..models import BSSNet
 from ..models.classes import class_info, model_name, trained_size
@@ -19,6 +20,8 @@ from ..version import __version__
 from .runtime import copy_runtime, find_runtime, runtime_facts
 
 __all__ = ["HEADERS", "MANIFEST", "write_site"]
+
+Calibration = str | os.PathLike | Sequence[str | os.PathLike]
 
 PAGE = Path(__file__).parent / "page"
 MANIFEST = "manifest.json"
@@ -93,16 +96,22 @@ def sizes_to_choose(trained: int, size: int) -> list[int]:
     return sorted({side for side in around if SMALLEST <= side <= LARGEST} | {trained, size})
 
 
-def write_model(model: BSSNet, out: Path, size: int | None, bar: tqdm) -> tuple[dict[str, Any], list[Path]]:
+def write_model(
+        model: BSSNet,
+        out: Path,
+        size: int | None,
+        calibration: Calibration | None,
+        bar: tqdm,
+) -> tuple[dict[str, Any], list[Path]]:
     """Writes ``models/NAME.PRECISION-HASH.onnx``. Returns the manifest's entry and the files.
 
     The hash is in the name so that a browser that kept an older file asks for the new one.
     """
     cfg, classes, files, written = model.pretrained_cfg, class_info(model), {}, []
-    for precision in PRECISIONS:
+    for precision in (*PRECISIONS, *(["int8"] if calibration else [])):
         with tempfile.TemporaryDirectory() as folder:
             path = Path(folder, "model.onnx")
-            export_model(model, path, "onnx", precision=precision, raw=True)
+            export_model(model, path, "onnx", precision=precision, raw=True, calibration=calibration)
             digest = sha256(path)
             target = out / "models" / f"{model_name(model)}.{precision}-{digest[:8]}.onnx"
             with atomic_path(target) as temporary:
@@ -139,6 +148,7 @@ def write_site(
         runtime: str | os.PathLike[str] | None = None,
         size: int | None = None,
         overwrite: bool = False,
+        calibration: Calibration | None = None,
 ) -> list[Path]:
     """Writes the page as static files, for any host.
 
@@ -148,23 +158,29 @@ def write_site(
         runtime: An npm installation of onnxruntime-web to copy beside the page; None to load it from a CDN.
         size: What the networks see at first, the shorter side in pixels; None for what their weights were made for.
         overwrite: Write into a folder that has files of others.
+        calibration: A folder of images or a list of files like those that the model will see: WebAssembly then runs it
+            in int8.
 
     Returns:
         The files.
 
     Raises:
-        ValueError: No RGB model, a size out of range, a folder with files of others, a runtime of another version.
+        ValueError: No RGB model, a size out of range, a folder with files of others, a runtime of another version, no
+            images to calibrate on.
         RuntimeError: A missing package, or a model that can't be exported.
     """
     out = Path(out)
     check_site(models, size)
+    if calibration:
+        calibration = calibration_files(calibration)
     before = old_files(out, overwrite)
     require(FORMATS["onnx"].packages, "the demo")
     dist = find_runtime(runtime) if runtime is not None else None
     entries, written = [], []
-    with tqdm(total=len(models) * len(PRECISIONS), desc="exporting", unit="file", disable=None, leave=False) as bar:
+    exports = len(models) * (len(PRECISIONS) + bool(calibration))
+    with tqdm(total=exports, desc="exporting", unit="file", disable=None, leave=False) as bar:
         for model in models:
-            entry, files = write_model(model, out, size, bar)
+            entry, files = write_model(model, out, size, calibration, bar)
             entries.append(entry)
             written += files
     written += copy_page(out)

@@ -184,8 +184,9 @@ function framesPerSecond() {
 function showFacts() {
   const { milliseconds, moving, backend, precision, threads, seen } = result;
   const fps = moving ? framesPerSecond() : 0;
-  const where = backend === "webgpu" ? `GPU, ${precision}` : `CPU, ${threads} ${threads === 1 ? "thread" : "threads"}`;
-  const parts = [`${milliseconds.toFixed(0)} ms`, fps ? `${fps.toFixed(1)} FPS` : "", where, `${seen[0]} × ${seen[1]}`];
+  const where = backend === "webgpu" ? "GPU" : `CPU, ${threads} ${threads === 1 ? "thread" : "threads"}`;
+  const speed = [`${milliseconds.toFixed(0)} ms`, fps ? `${fps.toFixed(1)} FPS` : ""];
+  const parts = [...speed, where, precision, `${seen[0]} × ${seen[1]}`];
   $("facts").textContent = parts.filter(Boolean).join(" · ");
   $("facts").hidden = false;
 }
@@ -332,8 +333,8 @@ async function start() {
   send({ type: "start", manifest, base: document.baseURI, photo, mask }, [photo, mask]);
   listen();
   if (navigator.connection?.saveData) {
-    const size =
-      manifest.models[0].files.float32.bytes + manifest.runtime.files.wasm.reduce((sum, f) => sum + f.bytes, 0);
+    const { int8, float32 } = manifest.models[0].files;
+    const size = (int8 ?? float32).bytes + manifest.runtime.files.wasm.reduce((sum, f) => sum + f.bytes, 0);
     describeLoading(`Choose a picture: the network, ${megabytes(size)} MB, is loaded then`, 0);
   } else {
     loadNetwork();

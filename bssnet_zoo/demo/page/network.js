@@ -89,7 +89,7 @@ async function open(manifest, model, backend, precision, base, onProgress) {
  * @param {number[]} size height and width, to compare at
  */
 export async function openNetwork(manifest, model, backend, size, base, onProgress) {
-  const onCPU = () => open(manifest, model, "wasm", "float32", base, onProgress);
+  const onCPU = () => open(manifest, model, "wasm", model.files.int8 ? "int8" : "float32", base, onProgress);
   if (backend === "wasm") return onCPU();
   const gpu = await gpuPrecision();
   if (backend === "webgpu" && !gpu) throw new Error("This browser has no WebGPU here: choose the CPU.");
