@@ -19,6 +19,7 @@ from bssnet_zoo import cli
 from bssnet_zoo.benchmark.backends import BACKENDS, PEAKS, Settings, Side, make_peak
 from bssnet_zoo.benchmark.peers import create_peer
 from bssnet_zoo.benchmark.rounds import spread, time_by_turns
+from bssnet_zoo.cli import bench as bench_cli
 from bssnet_zoo.models.summary import count_multiply_adds
 
 CPU = torch.device("cpu")
@@ -174,6 +175,25 @@ def test_what_is_timed(capsys, tmp_path, model, sizes, arguments, stride):
     assert [part["size"] for part in report["sizes"]] == [[int(n) for n in size.split("x")] for size in sizes]
     assert all([row["stride"] for row in part["results"]] == [stride, stride] for part in report["sizes"])
     assert ("logits at full size" in out) == (stride == 1)
+
+
+def test_share(capsys, monkeypatch):
+    """A row a size: the fastest precision of each backend."""
+    def bench_size(sides, size, settings):
+        assert Side("bssnet_t", "openvino", "int8") in sides
+        found = [("eager", "float32", 2.04), ("deploy", "bfloat16", 9.), ("deploy", "float32", 4.)]
+        return dict(size=size, peaks={}, unavailable={}, results=[
+            dict(model="bssnet_t", backend=backend, precision=precision, fps=fps, ratio=None, memory=None, stride=8,
+                 seconds=dict(median=1., low=1., high=1.), multiply_adds=1, share_of_peak=None)
+            for backend, precision, fps in found])
+
+    monkeypatch.setattr(bench_cli, "bench_size", bench_size)
+    monkeypatch.setattr(bench_cli, "machine_facts", lambda settings: dict(
+        gpu=None, cpu="Cortex-A76", cpu_flags=[], versions={}))
+    assert cli.main(["bench", "--share", "--threads", "4", "--models", "bssnet_b", "--device", "cpu"]) == 0
+    assert capsys.readouterr().out.splitlines()[-2:] == [
+        f"| Cortex-A76, 4 threads | {size} | 2.0 float32 | 9.0 bfloat16 | - | - | - |"
+        for size in ("360x480", "720x960")]
 
 
 def test_a_size_that_one_peer_refuses(capsys, tmp_path):

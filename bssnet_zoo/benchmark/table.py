@@ -19,7 +19,12 @@ import torch
 from .backends import BACKENDS, BASELINE, PEAKS, Settings, Side, count, is_peer, make_peak, make_side
 from .rounds import Spread, Timing, spread, time_by_turns
 
-__all__ = ["bench_size", "choose_sides", "machine_facts", "markdown"]
+__all__ = ["SHARED", "bench_size", "choose_sides", "machine_facts", "markdown", "shared_rows"]
+
+# what the table of machines in docs/benchmark.md is made of
+SHARED: dict[str, Any] = dict(
+    models=["bssnet_t"], peers=[], size=[(360, 480), (720, 960)], precision=["float32", "bfloat16", "int8"],
+    backends=["eager", "deploy", "cudagraphs", "onnxruntime", "openvino"], full_size=False)
 
 CPU_FLAGS = ("avx2", "avx512f", "avx512_bf16", "avx512_vnni", "avx_vnni", "amx_bf16", "amx_int8")
 PACKAGES = ("torch", "torchvision", "onnxruntime", "openvino", "nncf", "segmentation_models_pytorch", "torch_tensorrt")
@@ -159,3 +164,15 @@ def markdown(part: dict[str, Any], machine: dict[str, Any], settings: Settings) 
         f"{settings.device}, {settings.threads} threads, {machine['gpu'] or machine['cpu']} "
         f"({' '.join(machine['cpu_flags'])}), {versions}", "", *lines, "",
         f"Peak in torch, G multiply-adds/s: {peaks}.", *(f"- {note}" for note in notes)])
+
+
+def shared_rows(sizes: Sequence[dict[str, Any]], machine: dict[str, Any], settings: Settings) -> str:
+    """Rows of the table of machines, a size each: images/s of each backend in its fastest precision."""
+    name = machine["gpu"] or f"{machine['cpu']}, {settings.threads} threads"
+    rows = []
+    for part in sizes:
+        fastest = {row["backend"]: row for row in sorted(part["results"], key=lambda row: row["fps"])}
+        cells = [f"{fastest[backend]['fps']:.1f} {fastest[backend]['precision']}" if backend in fastest else "-"
+                 for backend in SHARED["backends"]]
+        rows.append(f"| {' | '.join([name, 'x'.join(map(str, part['size'])), *cells])} |")
+    return "\n".join(rows)

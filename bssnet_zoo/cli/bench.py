@@ -9,7 +9,7 @@ import torch
 
 from ..benchmark.backends import BACKENDS, PEAKS, Settings
 from ..benchmark.plot import check_plot, plot
-from ..benchmark.table import bench_size, choose_sides, machine_facts, markdown
+from ..benchmark.table import SHARED, bench_size, choose_sides, machine_facts, markdown, shared_rows
 from ..device import parse_device
 from ..files import atomic_path, check_writable
 from .options import Verbs, height_and_width
@@ -43,6 +43,8 @@ def add_parser(verbs: Verbs) -> None:
                         help="folder of images for int8 (default: the sample image)")
     parser.add_argument("--json", metavar="FILE", help="write all numbers there")
     parser.add_argument("--plot", metavar="PNG", help="draw the speed by size and backend there")
+    parser.add_argument("--share", action="store_true", help="time T as the table of machines in docs/benchmark.md "
+                        "does, whatever else is asked for, and print its rows for this machine")
     parser.set_defaults(run=run)
 
 
@@ -55,6 +57,8 @@ def run(args: argparse.Namespace) -> int:
         check_plot(args.plot)
     for target in filter(None, (args.json, args.plot)):
         check_writable(target)
+    if args.share:
+        vars(args).update(SHARED)
     device = parse_device(args.device)
     settings = Settings(device, args.threads, args.seconds, args.rounds, args.full_size, args.calibration)
     here = [name for name, backend in BACKENDS.items() if not backend.devices or device.type in backend.devices]
@@ -71,4 +75,6 @@ def run(args: argparse.Namespace) -> int:
             temporary.write_text(json.dumps(report, indent=1) + "\n")
     if args.plot:
         plot(report, args.plot)
+    if args.share:
+        print(shared_rows(sizes, machine, settings))
     return 0
