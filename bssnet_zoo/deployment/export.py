@@ -36,6 +36,11 @@ class ExportReport(NamedTuple):
 
     ``max_difference`` of the logits is a share of the largest one (None for a file that ends in labels);
     ``same_class`` is the share of the pixels with the same class.
+
+    Example:
+        >>> report = ExportReport(Path("street.onnx"), max_difference=2e-6, same_class=1.)
+        >>> report.within(max_difference=1e-3, same_class=0.999)
+        True
     """
 
     path: Path

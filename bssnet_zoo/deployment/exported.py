@@ -114,6 +114,15 @@ class ExportedModel(nn.Module):
         FileNotFoundError: No such file.
         ValueError: Not a file of `export_model`.
         RuntimeError: A missing package.
+
+    Example:
+        >>> from bssnet_zoo import create_model
+        >>> from bssnet_zoo.deployment.export import export_model
+        >>> model = create_model("bssnet_t", pretrained=True).eval()
+        >>> report = export_model(model, "street.torchscript", "torchscript", size=(64, 96))
+        >>> exported = ExportedModel("street.torchscript")
+        >>> exported(torch.randn(1, 3, 64, 96)).shape, exported.classes.names[3]
+        (torch.Size([1, 11, 64, 96]), 'road')
     """
 
     def __init__(self, path: str | os.PathLike, threads: int | None = None, precision: str = "float32"):

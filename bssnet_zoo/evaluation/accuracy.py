@@ -35,6 +35,11 @@ class Evaluation:
         boundary_f1: F1 of the class boundaries, with a tolerance of 2 pixels.
         num_images: Images in the data set.
         images_per_second: Speed, with loading and metrics.
+
+    Example:
+        >>> found = Evaluation(("road", "car"), (0.9, 0.5), 0.7, 0.88, 0.4, num_images=100, images_per_second=2.5)
+        >>> print(str(found).splitlines()[2])
+        mIoU              70.000
     """
 
     class_names: tuple[str, ...]

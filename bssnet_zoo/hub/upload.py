@@ -31,6 +31,12 @@ class Publication:
         changes: "add", "change" or "same" for each file; "staged" if nothing could be compared.
         done: The files were uploaded.
         not_compared: Why the Hub gave no answer, in a dry run: `is_new` and `is_private` are then guesses.
+
+    Example:
+        >>> page = "https://huggingface.co/me/bssnet_t.mine"
+        >>> found = Publication("me/bssnet_t.mine", page, "main", False, False, {"model.safetensors": "same"})
+        >>> found.changes["model.safetensors"], found.done
+        ('same', False)
     """
 
     repo_id: str

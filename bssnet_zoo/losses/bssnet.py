@@ -237,6 +237,10 @@ class BSSNetLosses(NamedTuple):
 
     ``seg`` OHEM cross-entropy; ``seg_border`` the same where the network sees a border; ``border`` boundary loss;
     ``spatial`` L1 of the reconstructed image; ``aux3`` and ``aux4`` cross-entropy of the FCN heads at strides 16, 32.
+
+    Example:
+        >>> BSSNetLosses(*torch.ones(6)).total
+        tensor(6.)
     """
 
     seg: torch.Tensor
@@ -403,7 +407,17 @@ class BSSNetLoss(nn.Module):
 
 
 class PlainLoss(nn.Module):
-    """`OhemCrossEntropyLoss` of a network with nothing but logits, called and answering as `BSSNetLoss`."""
+    """`OhemCrossEntropyLoss` of a network with nothing but logits, called and answering as `BSSNetLoss`.
+
+    Args:
+        class_weights: Weight of each class, None for 1.
+        ignore_index: Label that doesn't count.
+
+    Example:
+        >>> logits, images, labels = torch.zeros(2, 3, 8, 8), torch.zeros(2, 3, 8, 8), torch.zeros(2, 8, 8).long()
+        >>> PlainLoss()(logits, images, labels).total
+        tensor(1.0986)
+    """
 
     def __init__(self, class_weights: Sequence[float] | torch.Tensor | None = None, ignore_index: int = 255):
         super().__init__()
@@ -411,6 +425,12 @@ class PlainLoss(nn.Module):
         self.ohem = OhemCrossEntropyLoss(ignore_index, class_weights=class_weights)
 
     def forward(self, logits: torch.Tensor, images: torch.Tensor, labels: torch.Tensor) -> BSSNetLosses:
-        """The loss as ``seg``; the other five are 0."""
+        """The loss as ``seg``; the other five are 0.
+
+        Args:
+            logits: (N, num_classes, H, W).
+            images: (N, C, H, W), not used.
+            labels: Class ids (N, H, W).
+        """
         seg = self.ohem(logits, labels)
         return BSSNetLosses(seg, *[torch.zeros_like(seg)] * 5)
