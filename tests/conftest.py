@@ -13,11 +13,13 @@ sys.path.insert(0, str(Path(__file__).parent / "golden"))
 import fill  # noqa: E402
 
 import bssnet_zoo  # noqa: E402
+from bssnet_zoo.models import WEIGHTS  # noqa: E402
 from bssnet_zoo.training import Recipe, train  # noqa: E402
 
 GOLDEN = Path(__file__).parent / "golden"
 SHARED = Path(__file__).parents[2] / "shared"
 VARIANTS = ("bssnet_t", "bssnet_b")
+SIZES = {variant: WEIGHTS[f"{variant}.camvid"].size for variant in VARIANTS}  # of the images that they were trained for
 
 needs_shared = pytest.mark.skipif(not SHARED.is_dir(), reason="needs the project's shared folder")
 

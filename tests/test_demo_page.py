@@ -64,7 +64,7 @@ def served(tmp_path_factory):
     folder, npm = tmp_path_factory.mktemp("demo") / "site", npm_folder()
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(site, "PRECISIONS", ("float32",))
-        write_site([bssnet_zoo.create_model("bssnet_t", pretrained=True)], folder, runtime=npm)
+        write_site([bssnet_zoo.create_model("bssnet_t", pretrained=True)], folder, runtime=npm, size=360)
     with serving(folder) as running:
         yield running
 
@@ -240,9 +240,9 @@ def test_strength_of_the_overlay(demo):
 def test_another_size(demo, model):
     demo.choose_sample("crossing")
     with demo.result():
-        demo.page.select_option("#size", "240")
-    assert "240 × 320" in demo.text("facts")
-    expected = bssnet_zoo.predict(model, SAMPLES["crossing"], size=240).labels
+        demo.page.select_option("#size", "480")
+    assert "480 × 640" in demo.text("facts")
+    expected = bssnet_zoo.predict(model, SAMPLES["crossing"], size=480).labels
     assert (np.asarray(demo.saved("labels")) == expected).mean() >= 0.999
     with demo.result():
         demo.page.select_option("#size", "360")

@@ -6,14 +6,17 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from conftest import SHARED, needs_shared, write_folder
+from conftest import SHARED, SIZES, needs_shared, write_folder
 from PIL import Image
+from safetensors.torch import save_file
 from torch import nn
 
 import bssnet_zoo
 from bssnet_zoo import cli
-from bssnet_zoo.data import CAMVID, CITYSCAPES, EvalTransform, SegmentationDataset, open_dataset
+from bssnet_zoo.cli import evaluate as eval_cli
+from bssnet_zoo.data import CAMVID, CITYSCAPES, ClassInfo, EvalTransform, SegmentationDataset, open_dataset
 from bssnet_zoo.evaluation.accuracy import evaluate, multi_scale_probabilities, sliding_window_logits
+from bssnet_zoo.models.notes import note_classes
 from bssnet_zoo.training.recipes import RECIPES, save_recipe
 
 
@@ -188,6 +191,18 @@ class TestCommand:
         out = capsys.readouterr().out
         assert out.startswith(f"{folder}, split val\n") and f"mIoU             {100 * expected.miou:7.3f}" in out
         assert "best.pth was trained on trainval, and val is part of it" in caplog.text
+
+    def test_size_is_what_the_weights_were_made_for(self, folder, tmp_path, monkeypatch):
+        sizes, classes = [], ClassInfo(("sky", "road", "car"), CAMVID.palette[:3])
+        monkeypatch.setattr(eval_cli, "evaluate", lambda model, dataset, **_: sizes.append(dataset.transform.size))
+        model = bssnet_zoo.create_model("bssnet_t", num_classes=3)
+        for name, notes in (("mine", {**note_classes(classes), "input_size": "[64, 128]"}), ("bare", {})):
+            save_file(model.state_dict(), tmp_path / f"{name}.safetensors", metadata=notes)
+            for size in ([], ["--size", "48"], ["--size", "full"]):
+                arguments = ["--checkpoint", str(tmp_path / f"{name}.safetensors"), "--data", folder, *size]
+                assert cli.main(["eval", *arguments]) == 0
+        assert sizes == [[64], (48,), None, None, (48,), None]
+        assert eval_cli.size_made_for(bssnet_zoo.create_model("bssnet_t"), None) == [min(SIZES["bssnet_t"])]
 
     @pytest.mark.parametrize("args, message", [
         (["--model", "bssnet_t"], "say what to evaluate on: --data camvid:DIR"),

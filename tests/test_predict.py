@@ -4,6 +4,7 @@ import re
 import shutil
 import subprocess
 import sys
+from functools import partial
 
 import numpy as np
 import pytest
@@ -25,9 +26,12 @@ def model():
     return bssnet_zoo.create_model("bssnet_t", pretrained=True).eval()
 
 
+predict = partial(bssnet_zoo.predict, size=360)  # the street's own size
+
+
 @pytest.fixture(scope="module")
 def prediction(model):
-    return bssnet_zoo.predict(model, STREET, probabilities=True)
+    return predict(model, STREET, probabilities=True)
 
 
 def test_things_are_where_they_are(prediction):
@@ -47,7 +51,7 @@ def test_is_the_models_own_argmax(model, prediction):
     assert prediction.probabilities.shape == (11, 360, 480)
     assert np.allclose(prediction.probabilities.sum(0), 1, atol=1e-5)
     assert np.abs(prediction.probabilities - logits.softmax(1)[0].numpy()).max() < 1e-4
-    assert bssnet_zoo.predict(model, STREET).probabilities is None
+    assert predict(model, STREET).probabilities is None
 
 
 def test_every_form_of_an_image(model, prediction, tmp_path):
@@ -59,16 +63,15 @@ def test_every_form_of_an_image(model, prediction, tmp_path):
         array / 255, (TF.pil_to_tensor(picture) / 255).numpy(),
     ]
     for form in forms:
-        assert (bssnet_zoo.predict(model, form).labels == prediction.labels).mean() > 0.9999
-    grey = bssnet_zoo.predict(model, picture.convert("L"))
+        assert (predict(model, form).labels == prediction.labels).mean() > 0.9999
+    grey = predict(model, picture.convert("L"))
     deep = Image.fromarray(np.array(picture.convert("L")).astype(np.uint16) * 257)
     deep.save(tmp_path / "deep.png")
     for form in (deep, tmp_path / "deep.png", np.array(picture.convert("L")), np.array(picture.convert("L"))[..., None],
                  picture.convert("LA"), torch.from_numpy(np.array(picture.convert("L")) / 255)):
-        assert (bssnet_zoo.predict(model, form).labels == grey.labels).mean() > 0.999
+        assert (predict(model, form).labels == grey.labels).mean() > 0.999
     palette = picture.quantize(256)
-    assert (bssnet_zoo.predict(model, palette).labels == bssnet_zoo.predict(
-        model, palette.convert("RGB")).labels).all()
+    assert (predict(model, palette).labels == predict(model, palette.convert("RGB")).labels).all()
 
 
 def test_exif_rotation(model, prediction, tmp_path):
@@ -76,12 +79,12 @@ def test_exif_rotation(model, prediction, tmp_path):
     exif = Image.Exif()
     exif[0x0112] = 6  # to be shown turned by 90 degrees clockwise
     turned.save(tmp_path / "turned.png", exif=exif)
-    assert (bssnet_zoo.predict(model, tmp_path / "turned.png").labels == prediction.labels).all()
+    assert (predict(model, tmp_path / "turned.png").labels == prediction.labels).all()
 
 
 @pytest.mark.parametrize("size", [(1, 1), (7, 50), (31, 31), (40, 20), (33, 47)])
 def test_small_and_odd_images(model, size):
-    result = bssnet_zoo.predict(model, np.full((*size, 3), 128, np.uint8), probabilities=True)
+    result = predict(model, np.full((*size, 3), 128, np.uint8), probabilities=True)
     assert result.labels.shape == size and result.probabilities.shape == (11, *size)
     assert result.overlay().width >= size[1]
 
@@ -116,7 +119,7 @@ def test_frozen_layers_stay_frozen(model):
 
 def test_half_precision(model, prediction):
     half = bssnet_zoo.create_model("bssnet_t", pretrained=True).bfloat16()
-    result = bssnet_zoo.predict(half, STREET, probabilities=True)
+    result = predict(half, STREET, probabilities=True)
     assert (result.labels == prediction.labels).mean() > 0.97 and result.probabilities.dtype == np.float32
 
 
@@ -164,7 +167,7 @@ def test_class_names():
 ])
 def test_bad_images(model, image, error, message):
     with pytest.raises(error, match=message):
-        bssnet_zoo.predict(model, image)
+        predict(model, image)
 
 
 @pytest.mark.parametrize("size", [0, (0, 5), (1, 2, 3), -4])
@@ -180,7 +183,7 @@ def test_bad_size(model, size):
 ])
 def test_bad_models(kwargs, message):
     with pytest.raises(ValueError, match=message):
-        bssnet_zoo.predict(bssnet_zoo.create_model("bssnet_t", **kwargs), STREET)
+        predict(bssnet_zoo.create_model("bssnet_t", **kwargs), STREET)
 
 
 class TestCommandLine:

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import timm
 import torch
-from conftest import filled
+from conftest import SIZES, filled
 from PIL import Image
 from timm.models import adapt_input_conv
 from torchvision.transforms.v2 import functional as TF
@@ -47,7 +47,7 @@ def test_the_three_ways_give_the_same_logits(variant, street):
 def test_config(variant):
     model = bssnet_zoo.create_model(variant, pretrained=True)
     cfg = model.pretrained_cfg
-    assert cfg["num_classes"] == 11 and tuple(cfg["input_size"]) == (3, 360, 480) and cfg["tag"] == "camvid"
+    assert cfg["num_classes"] == 11 and tuple(cfg["input_size"]) == (3, *SIZES[variant]) and cfg["tag"] == "camvid"
     assert tuple(cfg["mean"]) == (0.485, 0.456, 0.406) and tuple(cfg["std"]) == (0.229, 0.224, 0.225)
     assert cfg["label_names"][3] == "road" and cfg["label_descriptions"]["road"] == "#804080"
     assert bssnet_zoo.class_info(model).palette[3] == (128, 64, 128)

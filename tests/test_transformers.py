@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import timm
 import torch
+from conftest import SIZES
 from huggingface_hub import constants
 from PIL import Image
 from test_hub import hub, own, python  # noqa: F401
@@ -54,7 +55,7 @@ class TestAuto:
         processor = AutoImageProcessor.from_pretrained(folder)
         assert isinstance(processor, BSSNetImageProcessor)
         x = processor(street, return_tensors="pt")["pixel_values"]
-        assert x.shape == (1, 3, 360, 480) and torch.equal(logits(model, x), logits(ours, x))
+        assert x.shape == (1, 3, *SIZES["bssnet_t"]) and torch.equal(logits(model, x), logits(ours, x))
         config = AutoConfig.from_pretrained(folder)
         assert isinstance(config, BSSNetConfig) and config.id2label[3] == "road" and config.label2id["road"] == 3
         assert bssnet_zoo.class_info(model.bssnet) == bssnet_zoo.class_info(ours)
@@ -139,7 +140,7 @@ def test_what_publish_puts_on_the_hub(hub, own, tmp_path):  # noqa: F811
 
 def test_pipeline_segments_as_predictor(folder, ours, street):
     segments = pipeline("image-segmentation", model=folder)(street)
-    prediction = bssnet_zoo.predict(ours, street, size=360)
+    prediction = bssnet_zoo.predict(ours, street)
     assert {segment["label"] for segment in segments} == {
         prediction.class_names[i] for i in np.unique(prediction.labels)}
     for segment in segments:

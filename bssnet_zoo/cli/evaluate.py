@@ -4,6 +4,7 @@ import logging
 from collections.abc import Sequence
 
 import torch
+from torch import nn
 
 from ..data.check import check_dataset
 from ..data.datasets import SPLITS, default_split, open_dataset
@@ -12,6 +13,8 @@ from ..deployment.exported import ExportedModel, is_exported
 from ..device import PRECISIONS
 from ..distributed import end_process, init_process
 from ..evaluation.accuracy import evaluate
+from ..models.classes import trained_size
+from ..models.notes import noted_config, read_notes
 from ..models.smp import create_network
 from ..training.run_folder import run_recipe
 from .options import Verbs, height_and_width, image_size
@@ -23,16 +26,16 @@ def add_parser(verbs: Verbs) -> None:
     parser = verbs.add_parser(
         "eval", help="mIoU of a model on a data set",
         description="Prints IoU of each class, mIoU, pixel accuracy, F1 of the boundaries (tolerance 2 pixels) and "
-                    "images/s; predicts whole images at their own size unless told otherwise.")
+                    "images/s; predicts whole images unless told otherwise.")
     parser.add_argument("--model", metavar="NAME", help="model or model.tag (default: the run's, else bssnet_t)")
     parser.add_argument("--checkpoint", metavar="FILE", help="weights instead of the pretrained ones; from a run "
                         "folder, its recipe.yaml gives model, data, split and size unless they are given here; or a "
                         "file of 'bssnet-zoo export', which is run on the CPU")
     parser.add_argument("--data", metavar="KIND:DIR", help="camvid:DIR, cityscapes:DIR, nightcity:DIR or folder:DIR")
     parser.add_argument("--split", metavar="NAME", help="default: the run's, else test for camvid and val for others")
-    parser.add_argument("--size", type=image_size, metavar="N", help="what the network sees: the shorter side, or "
-                        "height x width as in 720x960 (default: the run's, else the images' own). Labels are compared "
-                        "at their own size in any case")
+    parser.add_argument("--size", type=image_size, metavar="N", help="what the network sees: the shorter side, "
+                        "height x width as in 720x960, or 'full' for the images' own (default: the run's, else what "
+                        "the weights were made for). Labels are compared at their own size in any case")
     parser.add_argument("--scales", type=float, nargs="+", default=[1.], metavar="X", help="average over these scales")
     parser.add_argument("--flip", action="store_true", help="average over the mirrored image")
     parser.add_argument("--sliding-window", type=height_and_width, nargs="?", const=True, default=False, metavar="HxW",
@@ -58,7 +61,7 @@ def run(args: argparse.Namespace) -> int:
     if exported and exported.size:
         check_fixed_size(args, exported.size)
     process = init_process("cpu" if exported else args.device)
-    dataset = open_dataset(data, split, EvalTransform(size=size))
+    dataset = open_dataset(data, split)
     if process.primary:
         check_dataset(dataset)
     if recipe and recipe.data == data and set(SPLITS[split]) & set(SPLITS[recipe.train_split]):
@@ -66,6 +69,9 @@ def run(args: argparse.Namespace) -> int:
                         args.checkpoint, recipe.train_split, split)
     model = exported or create_network(
         model_name, len(dataset.classes.names), args.checkpoint, weighted=recipe is None or recipe.weighted)
+    if size is None and not recipe and not args.sliding_window:
+        size = size_made_for(model, args.checkpoint)
+    dataset.transform = EvalTransform(size=None if size == "full" else size)
     result = evaluate(
         model.to(process.device).to(memory_format=torch.channels_last), dataset,
         scales=args.scales, flip=args.flip, sliding_window=args.sliding_window,
@@ -77,12 +83,24 @@ def run(args: argparse.Namespace) -> int:
     return 0
 
 
+def size_made_for(model: nn.Module, checkpoint: str | None) -> list[int] | None:
+    """The shorter side that the weights were made for, as `Predictor` takes it; None if they don't say."""
+    if isinstance(model, ExportedModel):
+        size = model.trained_size
+    elif checkpoint:
+        size = noted_config(read_notes(checkpoint), checkpoint).get("input_size", ())[1:]
+    else:
+        size = trained_size(model)
+    return [min(size)] if size else None
+
+
 def check_fixed_size(args: argparse.Namespace, size: Sequence[int]) -> None:
     """Raises ValueError for options with which an exported file would get images of another size than its own."""
     fixed = "x".join(map(str, size))
-    if args.size and list(args.size) != list(size):
-        raise ValueError(f"{args.checkpoint} takes images of {fixed} only, not --size {'x'.join(map(str, args.size))}: "
-                         "leave it out, or export another file")
+    if args.size and args.size != tuple(size):
+        wanted = args.size if args.size == "full" else "x".join(map(str, args.size))
+        raise ValueError(f"{args.checkpoint} takes images of {fixed} only, not --size {wanted}: leave it out, or "
+                         "export another file")
     windows = args.sliding_window and (args.sliding_window is True or list(args.sliding_window) != list(size))
     if windows or args.scales != [1.]:
         raise ValueError(f"{args.checkpoint} takes images of {fixed} only: leave out --scales and --sliding-window, or "

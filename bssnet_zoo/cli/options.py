@@ -6,8 +6,10 @@ from typing import TypeAlias
 Verbs: TypeAlias = "argparse._SubParsersAction[argparse.ArgumentParser]"
 
 
-def image_size(text: str) -> tuple[int, ...]:
-    """``720`` is the shorter side, ``720x960`` height and width, in pixels."""
+def image_size(text: str) -> tuple[int, ...] | str:
+    """``720`` is the shorter side, ``720x960`` height and width, in pixels; ``full`` stays as it is."""
+    if text == "full":
+        return text
     if not re.fullmatch(r"[1-9]\d*(x[1-9]\d*)?", text.lower()):
         raise argparse.ArgumentTypeError(
             f"a size is the shorter side or height x width, as in 720 or 720x960, got '{text}'")

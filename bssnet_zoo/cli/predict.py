@@ -42,7 +42,7 @@ def add_parser(verbs: Verbs) -> None:
     parser.add_argument("--num-classes", type=int, metavar="N", help="class count of the checkpoint (default: found in "
                         "it)")
     parser.add_argument("--out", default="predictions", metavar="DIR", help="folder to write to (default: %(default)s)")
-    parser.add_argument("--size", type=size, metavar="N", help="what the network sees: the shorter side, or "
+    parser.add_argument("--size", type=image_size, metavar="N", help="what the network sees: the shorter side, or "
                         "height x width as in 720x960, or 'full' for the image's own (default: what the weights were "
                         "made for)")
     parser.add_argument("--backend", choices=BACKENDS, default="auto", help="what runs the network: openvino (on a "
@@ -73,10 +73,6 @@ def add_parser(verbs: Verbs) -> None:
     parser.add_argument("--min-area", type=int, default=0, metavar="N", help="with --json: leave out regions of fewer "
                         "pixels, and fill such holes (default: %(default)s)")
     parser.set_defaults(run=run)
-
-
-def size(text: str) -> tuple[int, ...] | str:
-    return text if text == "full" else image_size(text)
 
 
 def outputs(overlay: bool, labels: bool | None, labels_by_default: bool) -> tuple[str, ...]:
