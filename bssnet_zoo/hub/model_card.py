@@ -32,15 +32,22 @@ CAMVID_CITATION = """
 }
 ```
 """
-CAMVID_USE = " The weights are for research: CamVid's terms allow nothing else."
+CAMVID_USE = " The weights are for research: the terms of their data allow nothing else."
+DATA_LIMITS = "- Trained on {dataset} alone. Expect less on other cameras, places, weather and times of day."
 LIMITS = """\
-- Trained on {dataset} alone. Expect less on other cameras, places, weather and times of day.
 - Every pixel gets one of the {num_classes} classes: what belongs to none of them is given the one it resembles most.
 - Softmax values are not calibrated probabilities, and nothing tells an image of another kind from a good one.
 - Nothing here has been validated for driving or any other use that people's safety depends on."""
-CAMVID_LIMITS = """\
+ZOO_DATA_LIMITS = {
+    "CamVid": """\
 - **One city, one car.** 468 training images of Cambridge, UK, by day and at dusk. No night, snow or motorway. The test
-  images are from the same city and the same camera: on your streets, expect less than the table says.
+  images are from the same city and the same camera: on your streets, expect less than the table says.""",
+    "CamVid and LabelMeFacade": """\
+- **Few streets.** 468 images of one car in Cambridge, UK, by day and at dusk, and 742 photographs of streets in Boston,
+  Barcelona, Madrid and other cities, on which nobody labelled people, poles, signs and fences. No night, snow or
+  motorway. The table is about that car in Cambridge: on your streets, expect less.""",
+}
+CAMVID_LIMITS = """\
 - **Thin and small things** are often missed: see pole, sign, fence and pedestrian in the table of classes.
 - **Bright walls** may become sky, and sidewalk may become road."""
 CAMVID_FAILURES = """
@@ -75,6 +82,7 @@ class Provenance:
         size: (height, width) of the images it was measured on, if not their own.
         precision: The precision it was measured with.
         sample_source: Where the sample image comes from, a sentence.
+        trained_on: All data sets, if there were others than ``dataset``.
     """
 
     dataset: str
@@ -88,6 +96,7 @@ class Provenance:
     size: tuple[int, int] | None = None
     precision: str = "float32"
     sample_source: str = ""
+    trained_on: str = ""
 
     def eval_command(self, repo_id: str) -> str:
         split = f" --split {self.split}" if self.split else ""
@@ -137,26 +146,30 @@ def _evaluation(repo_id: str, architecture: str, provenance: Provenance) -> str:
     if not metrics:
         return f"No accuracy was measured when this was published. To measure it: `{command}`"
     name = repo_id.partition("/")[2]
-    rows = {name: metrics}
+    rows = {f"**{name}**": (provenance.size, metrics)}
     if name in WEIGHTS:
-        rows |= {other: weights.metrics for other, weights in WEIGHTS.items() if other != name}
-    table = _table(["model", "mIoU %", "pixel accuracy %"], [
-        [f"**{row}**" if row == name else row, f"{values['miou']:.2f}",
-         f"{values['pixel_accuracy']:.2f}" if "pixel_accuracy" in values else ""] for row, values in rows.items()])
+        rows |= {other: (weights.size, weights.metrics) for other, weights in WEIGHTS.items() if other != name}
+    table = _table(["model", "input", "mIoU %", "pixel accuracy %"], [
+        [row, "x".join(map(str, size)) if size else "own size", f"{values['miou']:.2f}",
+         f"{values['pixel_accuracy']:.2f}" if "pixel_accuracy" in values else ""]
+        for row, (size, values) in rows.items()])
     on = f"{provenance.dataset}, {provenance.split} split" if provenance.split else provenance.dataset
     how = f"whole images, one scale, no flip, {provenance.precision}"
     text = f"{on}; {how}:\n\n{table}\n\n```bash\n{command}\n```"
     if name in WEIGHTS:
         text += (f"\n\nThe paper gives {PAPER_CAMVID_MIOU[architecture]} % for this network on CamVid, trained at "
                  "720 x 960 from an ImageNet trunk. Its weights were never published, and these, trained from random "
-                 "weights at a quarter of the pixels, don't reach it.")
+                 "weights, don't reach it.")
+    if "other_streets" in metrics:
+        text += ("\n\nOn streets of other cities, the 203 test photographs of LabelMeFacade, the mean IoU of sky, "
+                 f"building, road, sidewalk, tree and car is {metrics['other_streets']:.1f} %.")
     return text
 
 
 def _licence(provenance: Provenance) -> str:
     if provenance.license_name:
-        return ("For research only, under the terms of CamVid, whose images the weights and the pictures here come "
-                "from: [LICENSE.md](LICENSE.md). The code of `bssnet-zoo` is under Apache-2.0.")
+        return ("For research only, under the terms of the images that the weights and the pictures here come from: "
+                "[LICENSE.md](LICENSE.md). The code of `bssnet-zoo` is under Apache-2.0.")
     return f"The weights: {provenance.license}. The code of `bssnet-zoo` is under Apache-2.0."
 
 
@@ -201,19 +214,23 @@ def model_card(model: BSSNet, repo_id: str, weights: Path, provenance: Provenanc
         provenance: What the weights themselves don't say.
     """
     architecture, name = model.pretrained_cfg["architecture"], repo_id.partition("/")[2]
-    limits = LIMITS.format(dataset=provenance.dataset, num_classes=model.num_classes)
+    limits = LIMITS.format(num_classes=model.num_classes)
+    if name in WEIGHTS:
+        limits = f"{ZOO_DATA_LIMITS[provenance.trained_on]}\n{CAMVID_LIMITS}\n{limits}{CAMVID_FAILURES}"
+    else:
+        limits = f"{DATA_LIMITS.format(dataset=provenance.dataset)}\n{limits}"
     text = Template(TEMPLATE.read_text(encoding="utf-8")).substitute(
         _model_facts(model),
         **_file_facts(weights),
         name=name,
         repo_id=repo_id,
         sample_source=provenance.sample_source,
-        dataset=provenance.dataset,
+        dataset=provenance.trained_on or provenance.dataset,
         training=provenance.training,
         classes=_classes(class_info(model), provenance.metrics.get("iou", {})),
         evaluation=_evaluation(repo_id, architecture, provenance),
         use=CAMVID_USE if name in WEIGHTS else "",
-        limits=f"{CAMVID_LIMITS}\n{limits}{CAMVID_FAILURES}" if name in WEIGHTS else limits,
+        limits=limits,
         licence=_licence(provenance),
         data_citation=CAMVID_CITATION if name in WEIGHTS else "",
     )

@@ -51,7 +51,8 @@ def _zoo_provenance(name: str) -> Provenance:
     weights = WEIGHTS[name]
     return Provenance(
         dataset="CamVid", dataset_id="camvid", data="camvid:DIR", training=weights.training, license="other",
-        license_name="camvid-research", metrics=weights.metrics, split="test", size=weights.size)
+        license_name="camvid-research", metrics=weights.metrics, split="test", size=weights.size,
+        trained_on=weights.data)
 
 
 def _own_weights(checkpoint: Path, data: str | None, license: str | None) -> tuple[ClassInfo, Provenance]:
