@@ -3,7 +3,7 @@ import errno
 import hashlib
 import os
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -11,7 +11,7 @@ from typing import Any
 import yaml
 from safetensors import SafetensorError
 
-__all__ = ["atomic_path", "check_writable", "make_folder", "parse_yaml", "sha256"]
+__all__ = ["atomic_path", "check_writable", "make_folder", "parse_yaml", "sha256", "visible_files"]
 
 YAML_CHARACTERS = 1 << 20
 FULL = (errno.ENOSPC, errno.EFBIG, errno.EDQUOT)  # what a write says, and not of which file
@@ -21,10 +21,15 @@ FULL = (errno.ENOSPC, errno.EFBIG, errno.EDQUOT)  # what a write says, and not o
 def atomic_path(path: str | os.PathLike) -> Iterator[Path]:
     """A temporary path beside ``path`` to write to: renamed to ``path`` at the end, removed if the block fails.
 
+    A device or pipe, such as /dev/null or /dev/stdout, is written to itself.
+
     Raises:
         OSError: The folder can't be made or written to, or the disk is full; the message names ``path``.
     """
     path = Path(path)
+    if _is_device(path):
+        yield path
+        return
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.stem}-", suffix=path.suffix)
@@ -48,6 +53,12 @@ def atomic_path(path: str | os.PathLike) -> Iterator[Path]:
         temporary.unlink(missing_ok=True)
 
 
+def visible_files(folder: Path, suffixes: Sequence[str]) -> list[Path]:
+    """Files below a folder with such suffixes, sorted; without hidden ones (of macOS, as ._a.jpg) and folders."""
+    return sorted(path for path in folder.rglob("*") if path.suffix.lower() in suffixes and path.is_file()
+                  and not any(part.startswith(".") for part in path.relative_to(folder).parts))
+
+
 def make_folder(folder: Path) -> None:
     """Makes a folder. OSError if that, or a file in it, can't be."""
     folder.mkdir(parents=True, exist_ok=True)
@@ -58,12 +69,18 @@ def make_folder(folder: Path) -> None:
 def check_writable(path: str | os.PathLike) -> None:
     """Raises OSError if `atomic_path` can't make a file of that name: before the work, not after it."""
     path = Path(path)
+    if _is_device(path):
+        return
     if path.is_dir():
         raise IsADirectoryError(f"{path} can't be written: it is a folder")
     try:
         make_folder(path.parent)
     except OSError as error:
         raise _unwritten(path, error) from error
+
+
+def _is_device(path: Path) -> bool:
+    return path.exists() and not path.is_file() and not path.is_dir()
 
 
 def _unwritten(path: Path, error: OSError) -> OSError:

@@ -102,7 +102,7 @@ class ConfusionMatrix(LabelMapMetric):
     @property
     def iou(self) -> torch.Tensor:
         """Intersection over union of each class (num_classes,) float64, 0-1; NaN where the union is empty."""
-        counts = self.counts.double()
+        counts = self.counts.cpu().double()  # some devices have no float64
         intersection = counts.diagonal()
         return intersection / (counts.sum(0) + counts.sum(1) - intersection)
 
@@ -189,7 +189,7 @@ class BoundaryF1(LabelMapMetric):
     @property
     def f1(self) -> torch.Tensor:
         """F1 of each class (num_classes,) float64, 0-1; NaN where neither map has a border of the class."""
-        right, predicted, found, expected = self.counts.double()
+        right, predicted, found, expected = self.counts.cpu().double()
         precision, recall = right / predicted.clamp(min=1), found / expected.clamp(min=1)
         f1 = 2 * precision * recall / (precision + recall).clamp(min=1e-12)
         return f1.masked_fill(predicted + expected == 0, torch.nan)

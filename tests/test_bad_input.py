@@ -33,6 +33,9 @@ ROWS = [
     (EVAL + "--checkpoint {in}/fixed.torchscript --size 32x32", "takes images of 64x96 only, not --size 32x32", 2),
     (EVAL + "--checkpoint {in}/fixed.torchscript --scales 0.5 1", "leave out --scales and --sliding-window", 2),
     (EVAL + "--checkpoint {in}/fixed.torchscript --sliding-window 32x32", "leave out --scales and --sliding-window", 2),
+    (EVAL + "--checkpoint {in}/fixed.torchscript --precision bfloat16", "computes in float32, not in bfloat16", 2),
+    (EVAL + "--checkpoint {in}/fixed.torchscript --model bssnet_b", "knows its model: leave out --model", 2),
+    (EVAL + "--checkpoint {in}/three.safetensors --save-dir {in}/data/masks/val", "would be overwritten", 2),
     # names and options
     ("predict --sise 3", "unrecognized arguments: --sise", 2),
     (PREDICT + "--model bssnet_x", "unknown model 'bssnet_x'. Did you mean", 2),
@@ -68,6 +71,8 @@ ROWS = [
     ("train --resume {in}/empty", "{in}/empty has no run to resume", 2),
     # data sets
     ("data folder:{in}/none --out {out}/s.png", "{in}/none is not a folder", 2),
+    ("data folder:{in}/data --out {in}/text.png/s.png", "s.png can't be written", 2),
+    ("demo --out {out}/site --data folder:{in}/data", "--data names the classes of a --checkpoint", 2),
     ("data folder:{in}/empty --out {out}/s.png", "{in}/empty has no known layout", 2),
     ("data folder:{in}/values --out {out}/s.png", "labels with unknown values", 2),
     ("data folder:{in}/colour --out {out}/s.png", "a label of mode RGB; 8-bit grey or palette PNGs are needed", 2),

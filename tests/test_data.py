@@ -98,6 +98,24 @@ class TestLayouts:
             "small/images/val/b", "small/images/val/c", "full/images/train/d"]
         assert all(image.stem == label.stem for image, label in dataset.files)
 
+    def test_more_data_with_a_name_twice(self, tmp_path):
+        dataset = open_dataset(make_folder(tmp_path / "a"), "train")
+        spec = make_folder(tmp_path / "b", names=("one/x", "two/x"))
+        with pytest.raises(ValueError, match="images of the same name in several folders"):
+            add_dataset(dataset, spec, "train")
+
+    def test_hidden_files_and_folders(self, tmp_path):
+        """As systems leave them behind: they are no images, and no cities."""
+        write_image(tmp_path / "leftImg8bit/train/ulm/ulm_0_1_leftImg8bit.png")
+        write_label(tmp_path / "gtFine/train/ulm/ulm_0_1_gtFine_labelIds.png", [7, 24])
+        for root in ("leftImg8bit/train", "gtFine/train"):
+            (tmp_path / root / ".DS_Store").write_text("")
+            write_image(tmp_path / root / "ulm/._ulm_0_1_leftImg8bit.png")
+            write_image(tmp_path / root / ".Trash/ulm_0_2_leftImg8bit.png")
+        dataset = open_dataset(f"cityscapes:{tmp_path}", "train")
+        assert [image.name for image, _ in dataset.files] == ["ulm_0_1_leftImg8bit.png"] and not dataset.unpaired
+        check_dataset(dataset)
+
     def test_more_data_of_other_classes(self, tmp_path):
         dataset = open_dataset(make_folder(tmp_path / "a"), "train")
         with pytest.raises(ValueError, match="has other classes"):

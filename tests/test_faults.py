@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -21,6 +22,7 @@ from test_train import environment
 
 from bssnet_zoo.data.datasets import dataset_classes
 from bssnet_zoo.data.images import read_image
+from bssnet_zoo.files import atomic_path, check_writable
 from bssnet_zoo.models.checkpoints import read_checkpoint
 from bssnet_zoo.models.weights import ASSETS
 from bssnet_zoo.training.recipes import Recipe, parse_recipe
@@ -194,6 +196,20 @@ def test_full_disk(tmp_path):
         assert "Traceback" not in message
     check_whole(tmp_path / "out")
     assert not list((tmp_path / "out").rglob(".*-????????.*"))
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="needs named pipes")
+def test_a_pipe_stays_a_pipe(tmp_path):
+    """As /dev/stdout and /dev/null do: they are written to, not replaced by a file."""
+    pipe = tmp_path / "pipe"
+    os.mkfifo(pipe)
+    check_writable(pipe)
+    with ThreadPoolExecutor(1) as reader:
+        content = reader.submit(pipe.read_text)
+        with atomic_path(pipe) as path:
+            path.write_text("what is written")
+        assert content.result(timeout=60) == "what is written"
+    assert pipe.is_fifo() and list(tmp_path.iterdir()) == [pipe]
 
 
 @pytest.mark.slow

@@ -14,6 +14,7 @@ from test_pretrained import STREET
 from torchvision.transforms.v2 import functional as TF
 
 import bssnet_zoo
+from bssnet_zoo import Predictor
 from bssnet_zoo.cli import main
 from bssnet_zoo.data import CAMVID, CITYSCAPES
 from bssnet_zoo.data.images import load_image
@@ -225,6 +226,23 @@ class TestCommandLine:
         text = capsys.readouterr().out
         assert "1 images in" in text and text.count("failed: ") == 3
         assert "failed: image not found: " in text and "can't read an image from" in text
+
+    def test_goes_on_after_images_too_large_for_memory(self, tmp_path, capsys, monkeypatch):
+        """Python's error for that says nothing; it may come in any of the three threads."""
+        def fail(self, *args, **kwargs):
+            raise MemoryError
+
+        for name in ("a.png", "b.png"):
+            shutil.copy(STREET, tmp_path / name)
+        for step in ("prepare", "segment"):
+            with monkeypatch.context() as patch:
+                patch.setattr(Predictor, step, fail)
+                assert main(["predict", str(tmp_path), "--out", str(tmp_path / "out"), "--size", "64"]) == 1
+            assert capsys.readouterr().out.count(": MemoryError") == 2
+        with monkeypatch.context() as patch:
+            patch.setattr(bssnet_zoo.Prediction, "overlay", fail)
+            assert main(["predict", str(tmp_path), "--out", str(tmp_path / "out"), "--size", "64"]) == 1
+        assert capsys.readouterr().out.count(": MemoryError") == 2
 
     @pytest.mark.parametrize("precision", ["bfloat16", "float16"])
     def test_precision_and_size(self, precision, tmp_path, prediction):

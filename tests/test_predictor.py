@@ -55,6 +55,11 @@ class TestBackends:
                 assert a.labels.shape == b.labels.shape and (a.labels == b.labels).mean() > 0.9999
                 assert np.array_equal(a.image, b.image)
 
+    def test_a_path_is_no_list_of_images(self, predictors, backend):
+        for take in (predictors[backend].batch, predictors[backend].stream):
+            with pytest.raises(ValueError, match="a list of images is needed, got the path 'a.jpg'"):
+                take("a.jpg")
+
     def test_probabilities(self, predictors, backend):
         prediction = predictors[backend](STREET, probabilities=True)
         assert prediction.probabilities.shape == (11, 360, 480)

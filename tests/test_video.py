@@ -361,6 +361,14 @@ class TestBadInput:
         assert re.search(rf"failed: .*cut\.m.*: {reasons}", capfd.readouterr().out)
         assert 3 < len(read_video(tmp_path / "out" / "cut_overlay.mp4")[0]) < 24
 
+    def test_truncated_after_the_start(self, tmp_path):
+        """What is left after a jump is compared with the length, not with the jump."""
+        whole = write_video(tmp_path / "whole.mp4", pan(40) * 3, movflags="faststart").read_bytes()
+        (tmp_path / "cut.mp4").write_bytes(whole[:2 * len(whole) // 3])
+        for start in (0, 1, 2):
+            video = Video(tmp_path / "cut.mp4", Clip(start))
+            assert list(video) and video.problem, start
+
     def test_damaged_in_python_warns(self, predictor, tmp_path):
         data = bytearray(write_video(tmp_path / "whole.mp4", pan(30), movflags="faststart").read_bytes())
         data[len(data) // 2:] = bytes(len(data) - len(data) // 2)
@@ -411,6 +419,13 @@ class TestBadInput:
         assert "7 written" in capsys.readouterr().out
         for name in ("drive_overlay.mp4", "drive_labels.mkv"):
             assert len(read_video(tmp_path / name, "gray")[0]) == 7
+        monkeypatch.setattr(Predictor, "scores", scores)
+        again = ["predict", str(drive), "--out", str(tmp_path), "--labels", "--skip-existing", *RUN]
+        for skipped in (False, True):  # the files of a run that was interrupted are not taken for whole
+            assert main(again) == 0 and ("skipped 1 file" in capsys.readouterr().out) == skipped
+            assert len(read_video(tmp_path / "drive_overlay.mp4")[0]) > 7
+        assert sorted(path.name for path in tmp_path.iterdir() if path != drive) == [
+            "drive_labels.mkv", "drive_overlay.mp4"]
 
     @pytest.mark.slow
     def test_ctrl_c_of_a_silent_stream(self, tmp_path):

@@ -38,6 +38,8 @@ def add_parser(verbs: Verbs) -> None:
 def run(args: argparse.Namespace) -> int:
     if args.checkpoint and len(args.model or ()) > 1:
         raise ValueError(f"a checkpoint is of one model, --model names {len(args.model)}")
+    if args.data and not args.checkpoint:
+        raise ValueError("--data names the classes of a --checkpoint: there is none")
     names = args.model or [None]
     models = [trained_model(name, args.checkpoint, args.data) for name in names]
     if args.out:

@@ -42,7 +42,7 @@ def add_parser(verbs: Verbs) -> None:
                         help="predict overlapping windows of this size (default: squares of the shorter side)")
     parser.add_argument("--save-dir", metavar="DIR", help="write the predictions as palette PNGs of class ids; for "
                         "cityscapes as label ids, named for its test server")
-    parser.add_argument("--device", help="default: cuda if there is one, else cpu")
+    parser.add_argument("--device", help="default: cuda or mps if there is one, else cpu")
     parser.add_argument("--precision", choices=PRECISIONS, default="float32", help="default: %(default)s")
     parser.add_argument("--workers", type=int, default=2, metavar="N", help="default: %(default)s")
     parser.set_defaults(run=run)
@@ -56,10 +56,10 @@ def run(args: argparse.Namespace) -> int:
         raise ValueError("say what to evaluate on: --data camvid:DIR, cityscapes:DIR, nightcity:DIR or folder:DIR")
     split = args.split or (recipe.val_split if recipe else default_split(data))
     exported = ExportedModel(args.checkpoint, precision=args.precision) if is_exported(args.checkpoint) else None
-    size = args.size or (exported.size if exported else recipe.val_size if recipe else None)
+    size = args.size or (exported and exported.size) or (recipe.val_size if recipe else None)
     model_name = args.model or (recipe.model if recipe else "bssnet_t")
-    if exported and exported.size:
-        check_fixed_size(args, exported.size)
+    if exported:
+        check_exported(args, exported)
     process = init_process("cpu" if exported else args.device)
     dataset = open_dataset(data, split)
     if process.primary:
@@ -71,7 +71,9 @@ def run(args: argparse.Namespace) -> int:
         model_name, len(dataset.classes.names), args.checkpoint, weighted=recipe is None or recipe.weighted)
     if size is None and not recipe and not args.sliding_window:
         size = size_made_for(model, args.checkpoint)
-    dataset.transform = EvalTransform(size=None if size == "full" else size)
+    cfg = vars(exported) if exported else getattr(model, "pretrained_cfg", {})
+    normalization = {key: cfg[key] for key in ("mean", "std") if cfg.get(key)}
+    dataset.transform = EvalTransform(size=None if size == "full" else size, **normalization)
     result = evaluate(
         model.to(process.device).to(memory_format=torch.channels_last), dataset,
         scales=args.scales, flip=args.flip, sliding_window=args.sliding_window,
@@ -92,6 +94,18 @@ def size_made_for(model: nn.Module, checkpoint: str | None) -> list[int] | None:
     else:
         size = trained_size(model)
     return [min(size)] if size else None
+
+
+def check_exported(args: argparse.Namespace, exported: ExportedModel) -> None:
+    """Raises ValueError for options that an exported file can't follow."""
+    if args.model:
+        raise ValueError(f"{args.checkpoint} knows its model: leave out --model")
+    precision = exported.metadata["precision"]
+    if exported.runtime != "openvino" and args.precision not in ("float32", precision):
+        raise ValueError(f"{args.checkpoint} computes in {precision}, not in {args.precision}: export it in that "
+                         "precision")
+    if exported.size:
+        check_fixed_size(args, exported.size)
 
 
 def check_fixed_size(args: argparse.Namespace, size: Sequence[int]) -> None:

@@ -1,5 +1,6 @@
 """The parser of all verbs, and what an error does to the exit status."""
 import argparse
+import io
 import logging
 import os
 import signal
@@ -48,6 +49,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     """
     in_main_thread = threading.current_thread() is threading.main_thread()  # Python allows handlers nowhere else
     previous = signal.signal(signal.SIGTERM, _end) if in_main_thread else None  # so that temporary files are removed
+    if isinstance(sys.stdout, io.TextIOWrapper):  # a file's name may have bytes that the terminal's encoding has not
+        sys.stdout.reconfigure(errors="backslashreplace")
     try:
         args = build_parser().parse_args(argv)
         logging.basicConfig(level=logging.INFO if args.verbose else logging.WARNING, format="%(message)s")

@@ -95,7 +95,7 @@ def check_dataset(dataset: SegmentationDataset, full: bool = False) -> list[File
 
 
 def fingerprint(dataset: SegmentationDataset) -> str:
-    """A hash of the names and sizes of all files, in order: it changes if a file comes, goes or is edited."""
+    """A hash of the names and sizes of all files, in order: it changes if a file comes, goes or gets another size."""
     digest = hashlib.sha256()
     for pair in dataset.files:
         for path in pair:

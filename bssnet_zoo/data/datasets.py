@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 from torchvision import datasets as torchvision_datasets
 
-from ..files import parse_yaml
+from ..files import parse_yaml, visible_files
 from . import transforms
 from .classes import CAMVID, CITYSCAPES, IGNORE_INDEX, ClassInfo, default_palette
 from .images import read_image as read_rgb
@@ -246,6 +246,9 @@ def add_dataset(dataset: SegmentationDataset, spec: str, split: str) -> None:
         if other.classes.names != dataset.classes.names or other.id_map != dataset.id_map:
             raise ValueError(f"{spec} has other classes, or other values in its labels, than the data it is added to")
         named = {image.stem: (image, label) for image, label in other.files}
+        if len(named) < len(other.files):
+            raise ValueError(f"{spec} has images of the same name in several folders: which one takes the place of "
+                             "another of that name?")
         dataset.files = [named.pop(image.stem, (image, label)) for image, label in dataset.files] + list(named.values())
         dataset.unpaired += other.unpaired
 
@@ -306,10 +309,11 @@ def _identity(classes: ClassInfo) -> IdMap:
 
 
 def _cityscapes_pairs(root: Path, split: str) -> tuple[list[Pair], list[Path]]:
-    found = torchvision_datasets.Cityscapes(str(root), split, target_type="semantic")
-    files = sorted((Path(image), Path(label)) for image, (label,) in zip(found.images, found.targets, strict=True))
-    labels = set(Path(found.targets_dir).glob("*/*_labelIds.png"))
-    return files, sorted(labels - {label for _, label in files})
+    images, labels = root / "leftImg8bit" / split, root / "gtFine" / split
+    files = [(path, labels / path.parent.name / f"{path.name.partition('_leftImg8bit')[0]}_gtFine_labelIds.png")
+             for path in visible_files(images, (".png",))]
+    found = {path for path in visible_files(labels, (".png",)) if path.name.endswith("_labelIds.png")}
+    return files, sorted(found - {label for _, label in files})
 
 
 def _pairs(image_dir: Path, label_dir: Path, suffixes: Sequence[str]) -> tuple[list[Pair], list[Path], str]:
@@ -330,12 +334,11 @@ def _by_name(folder: Path, suffixes: Sequence[str]) -> dict[str, Path]:
     """
     os.scandir(folder).close()  # rglob takes an unreadable folder for an empty one
     found: dict[str, Path] = {}
-    for path in sorted(folder.rglob("*")):
-        if path.suffix.lower() in suffixes and not path.name.startswith("."):
-            name = path.relative_to(folder).with_suffix("").as_posix()
-            if name in found:
-                raise ValueError(f"{found[name]} and {path.name} have the same name: which one belongs to its mask?")
-            found[name] = path
+    for path in visible_files(folder, suffixes):
+        name = path.relative_to(folder).with_suffix("").as_posix()
+        if name in found:
+            raise ValueError(f"{found[name]} and {path.name} have the same name: which one belongs to its mask?")
+        found[name] = path
     return found
 
 

@@ -7,6 +7,8 @@ import torch
 from PIL import Image, ImageOps, UnidentifiedImageError
 from torchvision.transforms.v2 import functional as TF
 
+from ..files import visible_files
+
 __all__ = ["IMAGE_SUFFIXES", "ImageLike", "image_files", "load_image", "read_image"]
 
 IMAGE_SUFFIXES = (".bmp", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp")
@@ -81,6 +83,6 @@ def _from_floats(image: torch.Tensor) -> torch.Tensor:
 
 
 def image_files(folder: Path) -> list[Path]:
-    """The image files below a folder, sorted; hidden ones (of macOS, as ._a.jpg) are left out."""
-    return sorted(path for path in folder.rglob("*") if path.suffix.lower() in IMAGE_SUFFIXES and path.is_file()
-                  and not path.name.startswith("."))
+    """The image files below a folder, sorted; hidden ones are left out."""
+    return visible_files(folder, IMAGE_SUFFIXES)
+

@@ -11,7 +11,7 @@ from torch import Tensor
 from torchvision.transforms.v2 import functional as F
 from torchvision.utils import draw_segmentation_masks
 
-from ..files import atomic_path
+from ..files import atomic_path, check_writable
 from .check import check_dataset
 from .classes import ClassInfo
 from .datasets import SegmentationDataset, open_dataset
@@ -86,6 +86,8 @@ def report(spec: str, split: str, out: str | os.PathLike | None = None, full: bo
         {(64, 96): 4}
     """
     dataset = open_dataset(spec, split)
+    if out is not None:
+        check_writable(out)
     scans = check_dataset(dataset, full)
     num_classes = len(dataset.classes.names)
     per_image = np.stack([_class_counts(dataset, scan.counts) for scan in scans])

@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from ..files import visible_files
+
 if TYPE_CHECKING:
     import av
 
@@ -66,8 +68,7 @@ def stream_name(source: str | os.PathLike[str]) -> str:
 
 def video_files(folder: Path) -> list[Path]:
     """The video files below a folder, sorted; hidden ones are left out."""
-    return sorted(path for path in folder.rglob("*") if path.suffix.lower() in VIDEO_SUFFIXES and path.is_file()
-                  and not path.name.startswith("."))
+    return visible_files(folder, VIDEO_SUFFIXES)
 
 
 @dataclass(frozen=True)
@@ -237,7 +238,7 @@ class Video:
                 origin = decoded.pts if origin is None else origin
                 time = float((decoded.pts - origin) * self.time_base)
             if size is None:
-                size = decoded.width, decoded.height
+                size, end = (decoded.width, decoded.height), time
                 aspect = self._stream.sample_aspect_ratio or Fraction(1)
                 self.aspect = 1 / aspect if round(decoded.rotation / 90) % 2 else aspect
             duration = float((decoded.duration or 0) * self.time_base) or float(1 / rate)

@@ -11,8 +11,11 @@ __all__ = ["exported_accuracy"]
 
 
 def exported_accuracy(model: BSSNet, path: str | os.PathLike, data: str, workers: int = 2) -> str:
-    """mIoU of a model and of the file made from it, on a data set ``KIND:DIR``, at the file's size."""
+    """mIoU of a model and of the file made from it, on a data set ``KIND:DIR``, at the file's size, or the one that the
+    weights were made for.
+    """
     exported = ExportedModel(path)
-    dataset = open_dataset(data, default_split(data), EvalTransform(size=exported.size))
+    size = exported.size or (exported.trained_size and [min(exported.trained_size)])
+    dataset = open_dataset(data, default_split(data), EvalTransform(size, tuple(exported.mean), tuple(exported.std)))
     before, after = (100 * evaluate(m, dataset, workers=workers, progress=True).miou for m in (model, exported))
     return f"mIoU before {before:.3f}, after {after:.3f} ({after - before:+.3f}), {len(dataset)} images of {data}"

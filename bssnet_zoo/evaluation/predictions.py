@@ -21,6 +21,9 @@ class PredictionWriter:
     Args:
         dataset: Where the predicted images come from.
         folder: The folder to write to.
+
+    Raises:
+        ValueError: Files of the data set would be overwritten.
     """
 
     def __init__(self, dataset: SegmentationDataset, folder: str | os.PathLike):
@@ -34,10 +37,17 @@ class PredictionWriter:
                 self.values[class_id] = value
                 self.palette[value] = dataset.classes.palette[class_id]
 
+        mine = {path.resolve() for pair in dataset.files for path in pair}
+        if any(self.path(i).resolve() in mine for i in range(len(self.images))):
+            raise ValueError(f"{folder} holds files of the data set, which would be overwritten: choose another folder")
+
+    def path(self, index: int) -> Path:
+        """The file of the image with that index in the data set."""
+        return (self.folder / self.images[index].relative_to(self.root)).with_suffix(".png")
+
     def write(self, index: int, prediction: torch.Tensor) -> None:
         """Writes the label map (H, W) of the image with that index in the data set."""
         picture = Image.fromarray(self.values[prediction.cpu().numpy()])
         picture.putpalette(self.palette.tobytes())
-        path = (self.folder / self.images[index].relative_to(self.root)).with_suffix(".png")
-        with atomic_path(path) as temporary:
+        with atomic_path(self.path(index)) as temporary:
             picture.save(temporary)

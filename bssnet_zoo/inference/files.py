@@ -22,7 +22,7 @@ from ..files import atomic_path, make_folder
 from .overlap import ahead
 from .prediction import Prediction
 from .predictor import Predictor, Prepared
-from .video import VIDEO_ENDINGS, VideoOptions, VideoSummary, predict_video
+from .video import VIDEO_ENDINGS, VideoOptions, VideoSummary, predict_video, unfinished
 
 __all__ = ["PredictionSummary", "predict_files"]
 
@@ -222,7 +222,8 @@ def predict_files(
     for source, name in found[process.rank::process.world_size]:
         kinds = (videos.outputs, VIDEO_ENDINGS) if is_video(source) else (images, IMAGE_ENDINGS)
         results = result_paths(out / name, *kinds).values()
-        if skip_existing and results and all(path.exists() for path in results):
+        done = results and all(path.exists() for path in results) and not unfinished(out / name).exists()
+        if skip_existing and done:
             summary.skipped += 1
         else:
             mine.append((source, name))
@@ -245,7 +246,14 @@ def predict_files(
                 raise
             except (OSError, ValueError) as error:
                 summary.failed[source] = str(error)
+            except (MemoryError, RuntimeError) as error:
+                summary.failed[source] = first_line(source, error)
     return PredictionSummary.merged(process.gather(summary))
+
+
+def first_line(source: str | Path, error: Exception) -> str:
+    """What to say of a source that was too large for memory: Python's error for that may be empty, torch's is long."""
+    return f"{source}: {(str(error) or type(error).__name__).splitlines()[0]}"
 
 
 def _predict_images(
@@ -262,7 +270,7 @@ def _predict_images(
         except (OSError, ValueError) as error:
             return file, str(error)
         except (MemoryError, RuntimeError) as error:  # torch has no other error for an image that is too large
-            return file, f"{file[0]}: {str(error).splitlines()[0]}"
+            return file, first_line(file[0], error)
 
     def finish(file: str | Path, written: Future[tuple[Path, ...]], counts: np.ndarray) -> None:
         try:
@@ -272,6 +280,8 @@ def _predict_images(
             raise
         except OSError as error:
             summary.failed[file] = str(error)
+        except (MemoryError, RuntimeError) as error:
+            summary.failed[file] = first_line(file, error)
 
     bar = tqdm(total=len(files), unit="image", disable=len(files) < 2 or not show or None, leave=False)
     with ThreadPoolExecutor(1) as writer, bar:
@@ -283,7 +293,7 @@ def _predict_images(
                 try:
                     prediction = predictor.segment(prepared)
                 except (MemoryError, RuntimeError) as error:
-                    summary.failed[file] = f"{file}: {str(error).splitlines()[0]}"
+                    summary.failed[file] = first_line(file, error)
                 else:
                     writing.append((file, writer.submit(save, prediction, file, name), prediction.counts()))
             if len(writing) > WRITING:

@@ -104,7 +104,7 @@ class Prediction:
             min_area: As for `to_dict`.
             **facts: What comes first in the line, such as ``file_name``, and the ``time`` of a frame.
         """
-        return json.dumps({**facts, **self.to_dict(polygons, min_area)}, ensure_ascii=False)
+        return json.dumps({**facts, **self.to_dict(polygons, min_area)})
 
     def to_supervision(self) -> "Detections":
         """`supervision.Detections` for its annotators: a mask for each class present, ``class_name`` in its data.

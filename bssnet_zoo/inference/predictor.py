@@ -52,6 +52,12 @@ def check_size(size: Size) -> list[int] | None:
     return sides
 
 
+def check_images(images: Iterable[ImageLike]) -> None:
+    """Raises ValueError for a path, whose letters would be taken for images."""
+    if isinstance(images, (str, os.PathLike)):
+        raise ValueError(f"a list of images is needed, got the path {os.fspath(images)!r}: put it into a list")
+
+
 def normalise(rgb: torch.Tensor, scale: torch.Tensor, shift: torch.Tensor) -> torch.Tensor:
     """(x - mean) / std of what `read_image` gives, in one pass: ``scale`` is 1 / std, ``shift`` is -mean / std."""
     white = 1. if rgb.is_floating_point() else 255.
@@ -141,6 +147,7 @@ class Predictor:
         """
         if batch_size < 1:
             raise ValueError(f"batch_size must be 1 or more, got {batch_size}")
+        check_images(images)
         groups: list[list[Prepared]] = []
         for prepared in map(self.prepare, images):
             if (groups and not self.runner.fixed and len(groups[-1]) < batch_size
@@ -152,6 +159,7 @@ class Predictor:
 
     def stream(self, images: Iterable[ImageLike], probabilities: bool = False) -> Iterator[Prediction]:
         """Segments images one by one, as they come; the next ones are read while the network computes."""
+        check_images(images)
         return (self.segment(prepared, probabilities) for prepared in ahead(self.prepare, images))
 
     def video(

@@ -167,6 +167,11 @@ def output_paths(
     return paths
 
 
+def unfinished(base: Path) -> Path:
+    """A file that says that the video's files, whole and playable, end where the run was interrupted."""
+    return base.with_name(f".{base.name}.unfinished")
+
+
 def predict_video(
         predictor: "Predictor",
         source: str | os.PathLike[str],
@@ -228,8 +233,14 @@ def predict_video(
                     bar.update()
             if not summary.written:
                 raise ValueError(f"{video.source}: {video.problem or 'no frames in what was asked for'}")
-    except KeyboardInterrupt:
+    except (KeyboardInterrupt, SystemExit) as stop:
+        if paths and summary.written and not video.live:
+            unfinished(base).touch()
+        if isinstance(stop, SystemExit):
+            raise
         summary.interrupted = True
+    else:
+        unfinished(base).unlink(missing_ok=True)
     summary.seconds = perf_counter() - start
     summary.read, summary.dropped, summary.problem = video.read, video.dropped, video.problem
     summary.outputs = [path for path in paths.values() if summary.written]
