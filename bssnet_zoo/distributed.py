@@ -1,4 +1,5 @@
 """One process among several, or alone."""
+import signal
 from dataclasses import dataclass, replace
 from datetime import timedelta
 from typing import TypeVar
@@ -9,9 +10,18 @@ from timm.utils.distributed import init_distributed_device_so, reduce_tensor
 
 from .device import parse_device
 
-__all__ = ["Process", "end_process", "init_process"]
+__all__ = ["Process", "end_process", "init_process", "leave_signals_to_parent"]
 
 Value = TypeVar("Value")
+
+
+def leave_signals_to_parent(worker_id: int = 0) -> None:
+    """For processes that load images: Ctrl-C, and a SIGTERM to the whole group, are their parent's business.
+
+    They end when it has no more work for them, or is gone.
+    """
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
 
 
 @dataclass(frozen=True)

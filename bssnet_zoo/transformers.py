@@ -129,6 +129,14 @@ class BSSNetForSemanticSegmentation(PreTrainedModel):
         self.bssnet.training = mode  # for it is no child itself
         return super().train(mode)
 
+    def _replicate_for_data_parallel(self) -> "BSSNetForSemanticSegmentation":
+        """As `Trainer` does for several GPUs in one process: the copy holds a copy of ``bssnet``."""
+        replica: Any = super()._replicate_for_data_parallel()
+        bssnet: Any = self.bssnet._replicate_for_data_parallel()
+        bssnet._modules = replica._modules  # in which torch puts the copies of the children
+        replica.__dict__["bssnet"] = bssnet
+        return replica
+
     def _init_weights(self, module: nn.Module) -> None:
         if isinstance(module, nn.Conv2d):
             init_weights(module)

@@ -60,8 +60,10 @@ def test_site_is_what_its_manifest_says_and_replaces_an_older_one(small, tmp_pat
     (out / "models" / "older.onnx").write_text("older")
     (out / "CNAME").write_text("mine.example")
     (out / "manifest.json").write_text(json.dumps(dict(
-        made_by=site.MADE_BY, files=["manifest.json", "models/older.onnx", "../../etc"])))
+        made_by=site.MADE_BY, files=["manifest.json", "models/older.onnx", "../../etc", str(tmp_path / "mine")])))
+    (tmp_path / "mine").write_text("mine")
     written = write_site([small], out, size=64, calibration=PAGE / "samples")
+    assert (tmp_path / "mine").exists()
     manifest = json.loads((out / "manifest.json").read_text())
     on_disk = sorted(path.relative_to(out).as_posix() for path in out.rglob("*") if path.is_file())
     assert sorted(path.relative_to(out).as_posix() for path in written) == manifest["files"]

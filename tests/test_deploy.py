@@ -13,6 +13,7 @@ import torch
 import torch.nn.functional as F
 from conftest import shallow
 from test_pretrained import STREET
+from timm.layers import freeze_batch_norm_2d
 from torch import nn
 from torch._dynamo.utils import counters
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -242,6 +243,17 @@ def test_dynamic_export(pairs):
     images = torch.randn(1, 3, 576, 704)
     with torch.inference_mode():
         torch.testing.assert_close(exported(images), deployed(images), rtol=1e-3, atol=1e-3)
+
+
+@pytest.mark.parametrize("change", [freeze_batch_norm_2d, nn.SyncBatchNorm.convert_sync_batchnorm])
+def test_other_norms(pairs, change):
+    """Frozen ones, and those of several GPUs."""
+    model, deployed = pairs("bssnet_t")
+    other = change(copy.deepcopy(model)).eval()
+    assert not rewrites.is_deployed(other)
+    images = torch.randn(1, 3, 96, 128)
+    with torch.inference_mode():
+        torch.testing.assert_close(bssnet_zoo.deploy(other)(images), deployed(images), rtol=1e-3, atol=1e-3)
 
 
 @pytest.mark.slow

@@ -2,6 +2,7 @@
 import argparse
 import csv
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -103,6 +104,11 @@ class TestRecipes:
         assert recipe.decay_all and recipe.warmup_iterations == 0 and recipe.ema_decay == 0
         splits = {"cityscapes": ("train", "val"), "camvid": ("trainval", "test"), "nightcity": ("train", "val")}
         assert (recipe.train_split, recipe.val_split) == splits[name[:-2]]
+
+    def test_numbers_of_numpy(self, tmp_path):
+        recipe = replace(RECIPES["finetune"], class_weights=tuple(np.ones(3, np.float32)), epochs=np.int64(2))
+        save_recipe(recipe, tmp_path / "recipe.yaml")
+        assert load_recipe(tmp_path / "recipe.yaml") == recipe
 
     def test_every_field_is_an_option(self):
         parser = argparse.ArgumentParser()
@@ -317,9 +323,18 @@ class TestResume:
         save_recipe(tiny_recipe.with_options(iterations=1), tmp_path / "recipe.yaml")
         assert train(tiny_recipe.with_options(iterations=1), tmp_path, resume=True).iteration == 1
 
+    def test_without_the_file_it_began_with(self, finished, tiny_recipe, tmp_path):
+        """All weights are in last.pth."""
+        init = shutil.copy(finished[0] / "best.safetensors", tmp_path / "init.safetensors")
+        recipe = replace(tiny_recipe, init=str(init))
+        train(recipe, tmp_path / "run", stop_epoch=1)
+        Path(init).unlink()
+        assert train(recipe, tmp_path / "run", resume=True).iteration == 8
+
     @pytest.mark.slow
-    def test_interrupt(self, tiny_recipe, tmp_path):
-        """Ctrl-C, twice as torchrun sends it: saved, said how to go on, exit status 130."""
+    @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+    def test_interrupt(self, number, tiny_recipe, tmp_path):
+        """Sent twice to all processes, as torchrun does: saved, said how to go on, exit status 130."""
         save_recipe(replace(tiny_recipe, epochs=100, workers=1, checkpoint_every=1000), tmp_path / "start.yaml")
         run = subprocess.Popen(command("--recipe", tmp_path / "start.yaml", "--output", tmp_path / "run"),
                                env=environment(), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
@@ -327,8 +342,8 @@ class TestResume:
         log = tmp_path / "run" / "log.csv"
         while run.poll() is None and (not log.exists() or log.read_text().count("\n") < 3):
             time.sleep(0.01)
-        os.killpg(run.pid, signal.SIGINT)
-        os.killpg(run.pid, signal.SIGINT)
+        os.killpg(run.pid, number)
+        os.killpg(run.pid, number)
         output, _ = run.communicate(timeout=60)
         assert run.returncode == 130, output
         assert f"bssnet-zoo train --resume {tmp_path / 'run'}" in output and "Traceback" not in output
@@ -523,6 +538,11 @@ class TestWiderAndOther:
         trained = SmpModel(name, 3)
         torch.save({"state_dict": trained.state_dict(), "epoch": 3}, file)
         assert_equal(dict(SmpModel(name, 3, file).state_dict()), dict(trained.state_dict()))
+        bare = {key: value for key, value in trained.state_dict().items() if not key.endswith("num_batches_tracked")}
+        torch.save(bare, file)  # as it is of frozen BatchNorm
+        assert_equal(dict(SmpModel(name, 3, file).state_dict()), dict(trained.state_dict()))
+        with pytest.raises(ValueError, match="doesn't fit"):
+            SmpModel("smp:fpn/resnet10t", 3, file)
         with pytest.raises(ValueError, match="size mismatch for network.segmentation_head") as error:
             SmpModel(name, 5, file)
         assert "\n" not in str(error.value)

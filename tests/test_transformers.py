@@ -138,6 +138,14 @@ def test_what_publish_puts_on_the_hub(hub, own, tmp_path):  # noqa: F811
     assert (found - expected).abs().max() <= 1e-4 * expected.abs().max()
 
 
+def test_copies_for_several_gpus(folder):
+    """What `torch.nn.DataParallel` copies: not the network of the first GPU again."""
+    model = BSSNetForSemanticSegmentation.from_pretrained(folder)
+    replica = model._replicate_for_data_parallel()
+    assert replica.bssnet is not model.bssnet and replica.bssnet._modules is replica._modules
+    assert replica._modules is not model._modules
+
+
 def test_pipeline_segments_as_predictor(folder, ours, street):
     segments = pipeline("image-segmentation", model=folder)(street)
     prediction = bssnet_zoo.predict(ours, street)

@@ -101,7 +101,7 @@ class Settings:
         seconds: For each side, over all rounds.
         rounds: Turns of each side.
         full_size: Time logits at the size of the image instead of raw ones.
-        calibration: Folder of images for int8.
+        calibration: Image, or folder of images, for int8.
     """
 
     device: torch.device
@@ -109,7 +109,7 @@ class Settings:
     seconds: float = 6.
     rounds: int = 12
     full_size: bool = False
-    calibration: str = str(ASSETS)
+    calibration: str = str(ASSETS / "street.png")
 
 
 class RawLogits(nn.Module):

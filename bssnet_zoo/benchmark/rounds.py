@@ -128,6 +128,8 @@ def _serve(
     """
     try:
         warnings.simplefilter("ignore")  # of the libraries, once for each process
+        if device.type == "cuda":  # whose events and graphs are those of the current device
+            torch.cuda.set_device(device.index or 0)
         torch.set_num_threads(threads)
         torch.backends.cudnn.benchmark = True
         before = _resident("VmRSS")

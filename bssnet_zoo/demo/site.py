@@ -82,7 +82,8 @@ def old_files(out: Path, overwrite: bool) -> set[Path]:
     try:
         manifest = json.loads((out / MANIFEST).read_text())
         if manifest["made_by"] == MADE_BY:
-            return {out / name for name in manifest["files"] if ".." not in Path(name).parts}
+            return {out / name for name in manifest["files"]
+                    if ".." not in Path(name).parts and not Path(name).is_absolute()}
     except (OSError, ValueError, KeyError, TypeError):
         pass
     if not overwrite and any(out.iterdir()):

@@ -125,7 +125,8 @@ def export_model(
         model: A `BSSNet`, deployed or not; it is left as it is.
         path: File to write.
         format: A name of ``FORMATS``.
-        size: Height and width of the images, for batches of 1; None for any. TorchScript takes any in any case.
+        size: Height and width of the images, for batches of 1; None for any. A TorchScript file takes any in any
+            case, but `Predictor` keeps to this one.
         precision: One of the format's.
         labels: End in class ids, uint8 (N, H, W), instead of logits (N, num_classes, H, W), float32 in any precision.
         normalize: Take RGB images as a decoder gives them, uint8 (N, H, W, 3), instead of normalised ones, float32

@@ -10,7 +10,9 @@ import torch
 import torch.nn.functional as F
 from timm.layers import get_device_dtype
 from torch import nn
+from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.utils.fusion import fuse_conv_bn_eval
+from torchvision.ops import FrozenBatchNorm2d
 
 from ..layers import LUAFM, UMF, ConvNormAct, NormActConv
 from ..models.bssnet import BSSNet, Decoder, SegHead
@@ -239,7 +241,7 @@ def deploy_head(head: SegHead, decoder: Decoder) -> nn.Module:
 
 def is_deployed(model: nn.Module) -> bool:
     """Whether it has no BatchNorm left, as what `deploy` gives."""
-    return not any(isinstance(module, nn.BatchNorm2d) for module in model.modules())
+    return not any(isinstance(module, (_BatchNorm, FrozenBatchNorm2d)) for module in model.modules())
 
 
 @torch.no_grad()

@@ -14,7 +14,7 @@ from tqdm import tqdm
 
 from ..data.datasets import SegmentationDataset
 from ..device import PRECISIONS
-from ..distributed import Process
+from ..distributed import Process, leave_signals_to_parent
 from ..inference.runner import evaluating
 from ..metrics import BoundaryF1, ConfusionMatrix
 from ..models.bssnet import MIN_SIZE
@@ -193,7 +193,8 @@ def evaluate(
     device = next(model.parameters(), torch.empty(0)).device
     process = process or Process(device)
     indices = range(process.rank, len(dataset), process.world_size)
-    loader = DataLoader(Subset(dataset, indices), batch_size=1, num_workers=workers)
+    loader = DataLoader(
+        Subset(dataset, indices), batch_size=1, num_workers=workers, worker_init_fn=leave_signals_to_parent)
     confusion = ConfusionMatrix(num_classes, ignore_index=dataset.ignore_index, device=device)
     boundary = BoundaryF1(num_classes, ignore_index=dataset.ignore_index, device=device)
     writer = PredictionWriter(dataset, save_dir) if save_dir is not None else None

@@ -100,7 +100,7 @@ class Provenance:
 
     def eval_command(self, repo_id: str) -> str:
         split = f" --split {self.split}" if self.split else ""
-        size = " --size {}x{}".format(*self.size) if self.size else ""
+        size = " --size {}x{}".format(*self.size) if self.size else " --size full"
         precision = f" --precision {self.precision}" if self.precision != "float32" else ""
         return f"bssnet-zoo eval --model hf-hub:{repo_id} --data {self.data}{split}{size}{precision}"
 

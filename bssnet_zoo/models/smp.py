@@ -124,7 +124,10 @@ class SmpModel(nn.Module):
             ValueError: It can't be read, or doesn't fit.
         """
         weights, own = read_state_dict(path), self.state_dict()
-        if weights.keys() != own.keys():
+        if any(name.startswith("network.") and not name.startswith("network.encoder.") for name in weights):
+            counters = {name: tensor for name, tensor in own.items() if name.endswith("num_batches_tracked")}
+            weights = {**counters, **weights}  # which frozen BatchNorm has none of
+        else:
             encoder = {name: tensor for name, tensor in own.items() if name.startswith("network.encoder.")}
             weights = {**own, **encoder_weights(encoder, weights, path)}
         try:

@@ -40,9 +40,3 @@ class StopRequest:
             signal.raise_signal(number)
         elif not self.requested:
             self.requested, self.time = True, time.monotonic()
-
-    @staticmethod
-    def leave_to_parent(worker_id: int = 0) -> None:
-        """For worker processes: Ctrl-C is their parent's business."""
-        signal.signal(signal.SIGINT, signal.SIG_IGN)
-        signal.signal(signal.SIGTERM, signal.SIG_DFL)

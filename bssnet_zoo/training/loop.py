@@ -8,6 +8,7 @@ import math
 import os
 from collections.abc import Iterable
 from contextlib import closing, nullcontext
+from dataclasses import replace
 from itertools import islice
 from pathlib import Path
 
@@ -95,7 +96,8 @@ def train(
     train_set, val_set = open_datasets(recipe)
     num_classes = len(train_set.classes.names)
     iterations = recipe.iterations or math.ceil(recipe.epochs * len(train_set) / recipe.batch_size)
-    student = create_student(recipe, num_classes, process)
+    begun = resume and (Path(output) / "last.pth").exists()  # which has all weights
+    student = create_student(replace(recipe, init=None) if begun else recipe, num_classes, process)
     feature_teacher, projections = create_feature_teacher(recipe), None
     if feature_teacher is not None:
         feature_teacher.to(process.device)
@@ -268,7 +270,7 @@ def validate(
             input_size=json.dumps([height, width]), mean=json.dumps(IMAGENET_DEFAULT_MEAN),
             std=json.dumps(IMAGENET_DEFAULT_STD), recipe=recipe, iteration=state.iteration, miou=result.miou,
             split=recipe.val_split, size=recipe.val_size, precision=recipe.precision)
-    save_strip(state.ema.module, dataset, folder / "validation.png", recipe.val_size)
+    save_strip(state.ema.module, dataset, folder / "validation.png", recipe.val_size or "full")
     try:
         save_curve(folder)
     except RuntimeError as error:

@@ -16,14 +16,13 @@ from torch.utils.data import DataLoader
 from ..data.datasets import SegmentationDataset, add_dataset, open_dataset
 from ..data.sampler import TrainSampler
 from ..data.transforms import EvalTransform, TrainTransform
-from ..distributed import Process
+from ..distributed import Process, leave_signals_to_parent
 from ..losses.bssnet import BSSNetLoss, PlainLoss
 from ..models import BSSNet, create_model, list_models
 from ..models.bssnet import as_bssnet
 from ..models.smp import SMP, SmpModel
 from ..models.widen import widen_
 from .feature_distillation import FeatureStudent
-from .interrupt import StopRequest
 from .recipes import Recipe
 from .state import TrainState
 
@@ -75,7 +74,7 @@ def train_batches(
     """Images (N, 3, H, W) and labels (N, H, W) on a device, without end."""
     loader = DataLoader(
         dataset, batch_sampler=sampler, num_workers=recipe.workers, pin_memory=device.type == "cuda",
-        worker_init_fn=StopRequest.leave_to_parent,
+        worker_init_fn=leave_signals_to_parent,
         generator=torch.Generator())  # without its own, it draws from the one that dropout uses
     for images, labels in loader:
         yield (images.to(device, memory_format=memory_format(recipe), non_blocking=True),

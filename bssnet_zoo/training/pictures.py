@@ -1,7 +1,6 @@
 """Pictures of a training run: its curves and what the model sees."""
 import csv
 import os
-from collections.abc import Sequence
 from pathlib import Path
 
 from PIL import Image
@@ -10,7 +9,7 @@ from torch import nn
 from ..data.datasets import SegmentationDataset
 from ..files import atomic_path
 from ..inference.prediction import Prediction
-from ..inference.predictor import predict
+from ..inference.predictor import Size, predict
 
 __all__ = ["save_curve", "save_strip"]
 
@@ -56,7 +55,7 @@ def save_strip(
         model: nn.Module,
         dataset: SegmentationDataset,
         path: str | os.PathLike,
-        size: Sequence[int] | None = None,
+        size: Size = None,
         num_images: int = 4,
         width: int = 480,
 ) -> None:

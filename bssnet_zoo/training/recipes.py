@@ -148,7 +148,12 @@ class Recipe:
 
     def __str__(self) -> str:
         """The recipe as YAML, as it is saved."""
-        values = {k: list(v) if isinstance(v, tuple) else v for k, v in asdict(self).items()}
+        def plain(value: Any) -> Any:
+            if isinstance(value, tuple):
+                return [plain(each) for each in value]
+            return value.item() if hasattr(value, "item") else value  # a number of NumPy
+
+        values = {key: plain(value) for key, value in asdict(self).items()}
         return yaml.safe_dump(values, sort_keys=False, default_flow_style=None, width=120)
 
 

@@ -48,8 +48,9 @@ def open_run_folder(folder: Path, recipe: Recipe, resume: bool, primary: bool = 
         return
     folder.mkdir(parents=True, exist_ok=True)
     with _locked(folder):
-        for leftover in folder.glob(".*-????????.*"):  # files that a killed run was writing
-            leftover.unlink()
+        for name in ("recipe", "last", "best", "validation", "curve"):
+            for leftover in folder.glob(f".{name}-????????.*"):  # what a killed run was writing
+                leftover.unlink()
         save_recipe(recipe, folder / "recipe.yaml")
         yield checkpoint
 

@@ -97,6 +97,8 @@ function segmentFrame(moving, bitmap) {
 }
 
 function leaveCurrent() {
+  result = undefined;
+  $("save-labels").disabled = $("save-overlay").disabled = true;
   if (current instanceof Moving) current.end();
   busy = false;
   times = [];
