@@ -195,6 +195,10 @@ _CAMVID = replace(
 _NIGHTCITY = replace(
     _CITYSCAPES, data="nightcity:data/nightcity", base_size=(512, 1024), val_size=(512, 1024), batch_size=16)
 
+_CAMVID_HALF = Recipe(
+    train_split="trainval", val_split="test", class_weights=CAMVID.class_weights, epochs=100, batch_size=8, opt="sgd",
+    lr=0.02, decay_all=False, warmup_iterations=200, ema_decay=0.998, validate_every=5, cache=True, workers=0)
+
 RECIPES: dict[str, Recipe] = {
     "cityscapes_t": _CITYSCAPES,
     "cityscapes_b": replace(_CITYSCAPES, model="bssnet_b"),
@@ -202,10 +206,10 @@ RECIPES: dict[str, Recipe] = {
     "camvid_b": replace(_CAMVID, model="bssnet_b"),
     "nightcity_t": replace(_NIGHTCITY, crop_size=(512, 1024), class_weights=None),
     "nightcity_b": replace(_NIGHTCITY, model="bssnet_b"),
-    "camvid_480x360": Recipe(
-        train_split="trainval", val_split="test", class_weights=CAMVID.class_weights, epochs=100, batch_size=8,
-        opt="sgd", lr=0.02, decay_all=False, warmup_iterations=200, ema_decay=0.998, validate_every=5,
-        cache=True, workers=0),
+    "camvid_480x360": _CAMVID_HALF,
+    "camvid_720x960": replace(
+        _CAMVID_HALF, init="camvid", base_size=(720, 960), scale_range=(0.6, 2.), crop_size=(704, 960),
+        val_size=(720, 960), gamma=0.5, class_mix=0.5, epochs=10, lr=0.01),
     "finetune": Recipe(
         init="camvid", data="folder:data/mine", base_size=(540, 960), val_size=(540, 960), crop_size=(512, 512),
         epochs=50, batch_size=8, opt="sgd", lr=0.005, decay_all=False, warmup_iterations=50, ema_decay=0.998,
