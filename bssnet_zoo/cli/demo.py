@@ -20,7 +20,7 @@ def add_parser(verbs: Verbs) -> None:
     parser.add_argument("--data", metavar="KIND:DIR", help="names and colours of the classes of a checkpoint that "
                         "doesn't know them: folder:DIR, camvid:DIR, cityscapes:DIR, nightcity:DIR")
     parser.add_argument("--size", type=int, metavar="N", help="what the network sees at first, the shorter side in "
-                        "pixels (default: what the weights were made for)")
+                        "pixels (default: what the weights were made for, 480 at most)")
     parser.add_argument("--calibration", metavar="DIR", help="images like those that the page will see: the CPU then "
                         "runs the network in int8, twice as fast and a quarter as large")
     parser.add_argument("--runtime", metavar="DIR", help="an npm installation of onnxruntime-web, copied beside the "

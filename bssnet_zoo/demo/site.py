@@ -27,6 +27,7 @@ PAGE = Path(__file__).parent / "page"
 MANIFEST = "manifest.json"
 MADE_BY = "bssnet-zoo demo"
 SMALLEST, LARGEST = 64, 2048  # shorter side; an exported file for any size takes 64 and more
+FIRST_SIZE = 480  # a second's work is too long to wait for in a browser
 PRECISIONS = ("float32", "float16")  # for WebAssembly, for WebGPU
 
 # SharedArrayBuffer, which threads need, is only for pages that are isolated from other origins
@@ -93,7 +94,7 @@ def old_files(out: Path, overwrite: bool) -> set[Path]:
 
 def sizes_to_choose(trained: int, size: int) -> list[int]:
     """Shorter sides that the page offers: around what the weights were made for, and the one asked for."""
-    around = {round(trained * factor / 8) * 8 for factor in (2 / 3, 1, 4 / 3, 2)}
+    around = {round(trained * factor / 8) * 8 for factor in (1 / 2, 2 / 3, 1, 4 / 3, 2)}
     return sorted({side for side in around if SMALLEST <= side <= LARGEST} | {trained, size})
 
 
@@ -121,9 +122,10 @@ def write_model(
         written.append(target)
         bar.update()
     trained = min(trained_size(model))
+    size = size or min(trained, FIRST_SIZE)
     entry = dict(
         name=model_name(model), mean=list(cfg["mean"]), std=list(cfg["std"]), trained_size=trained,
-        size=size or trained, sizes=sizes_to_choose(trained, size or trained), files=files,
+        size=size, sizes=sizes_to_choose(trained, size), files=files,
         classes=[dict(name=name, colour=colour) for name, colour in zip(
             classes.names, classes.hex_palette, strict=True)])
     return entry, written
@@ -157,7 +159,8 @@ def write_site(
         models: What the page offers, the first one at first; with the names and colours of their classes.
         out: The folder to write to. A site that is there is replaced; other files stay.
         runtime: An npm installation of onnxruntime-web to copy beside the page; None to load it from a CDN.
-        size: What the networks see at first, the shorter side in pixels; None for what their weights were made for.
+        size: What the networks see at first, the shorter side in pixels; None for what their weights were made for,
+            480 at most.
         overwrite: Write into a folder that has files of others.
         calibration: A folder of images or a list of files like those that the model will see: WebAssembly then runs it
             in int8.
