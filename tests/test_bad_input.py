@@ -39,7 +39,7 @@ ROWS = [
     # names and options
     ("predict --sise 3", "unrecognized arguments: --sise", 2),
     (PREDICT + "--model bssnet_x", "unknown model 'bssnet_x'. Did you mean", 2),
-    (PREDICT + "--model bssnet_t.moon", "unknown tag 'moon' of bssnet_t: its weights are camvid, pidnet_in1k", 2),
+    (PREDICT + "--model bssnet_t.moon", "unknown tag 'moon' of bssnet_t: its weights are camvid, street", 2),
     (PREDICT + "--num-classes 3", "--num-classes needs --checkpoint", 2),
     (PREDICT + "--precision int4", "invalid choice: 'int4'", 2),
     (PREDICT + "--device gpu", "gpu", 2),

@@ -416,7 +416,7 @@ class TestBadInput:
         ("bssnet_s", "unknown model 'bssnet_s'. Did you mean bssnet_"),
         ("bsnet-b", "unknown model 'bsnet-b'. Did you mean bssnet_b"),
         ("resnet18", "unknown model 'resnet18'.*timm.create_model"),
-        ("bssnet_t.cityscapes", "unknown tag 'cityscapes' of bssnet_t: its weights are camvid, pidnet_in1k"),
+        ("bssnet_t.cityscapes", "unknown tag 'cityscapes' of bssnet_t: its weights are camvid, street, pidnet_in1k"),
     ])
     def test_names(self, name, message):
         with pytest.raises(ValueError, match=message):
@@ -426,5 +426,6 @@ class TestBadInput:
 def test_list_models():
     assert bssnet_zoo.list_models() == ["bssnet_b", "bssnet_t"]
     assert set(bssnet_zoo.list_models(pretrained=True)) == {
-        "bssnet_b.camvid", "bssnet_b.pidnet_in1k", "bssnet_t.camvid", "bssnet_t.pidnet_in1k"}
+        "bssnet_b.camvid", "bssnet_b.pidnet_in1k", "bssnet_t.camvid", "bssnet_t.street",
+        "bssnet_t.pidnet_in1k"}
     assert "bssnet_t.camvid" in timm.list_models("bssnet*", pretrained=True)

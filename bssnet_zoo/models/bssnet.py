@@ -494,7 +494,7 @@ def _camvid_cfg(name: str) -> dict[str, Any]:
     return _cfg(
         hf_hub_id=hub_id(name), num_classes=len(CAMVID.names), input_size=(3, *WEIGHTS[name].size), license="other",
         **CAMVID.config,
-        description="CamVid train+val, 11 classes. Weights for research, like the data.",
+        description=f"{WEIGHTS[name].data}, 11 classes. Weights for research, like the data.",
     )
 
 
@@ -508,6 +508,7 @@ def _pidnet_cfg(filename: str) -> dict[str, Any]:
 
 default_cfgs = generate_default_cfgs({
     "bssnet_t.camvid": _camvid_cfg("bssnet_t.camvid"),
+    "bssnet_t.street": _camvid_cfg("bssnet_t.street"),
     "bssnet_t.pidnet_in1k": _pidnet_cfg("pidnet-s_imagenet1k_20230306-715e6273.pth"),
     "bssnet_b.camvid": _camvid_cfg("bssnet_b.camvid"),
     "bssnet_b.pidnet_in1k": _pidnet_cfg("pidnet-m_imagenet1k_20230306-39893c52.pth"),
