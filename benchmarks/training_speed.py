@@ -120,16 +120,16 @@ def main() -> None:
     parser.add_argument("--data", default="camvid:data/camvid", metavar="KIND:DIR")
     parser.add_argument("--model", default="bssnet_t", metavar="NAME")
     parser.add_argument("--batch-size", type=int, default=8, metavar="N")
-    parser.add_argument("--crop-size", type=int, nargs=2, default=(352, 480), metavar="N")
+    parser.add_argument("--recipe", default="camvid_480x360", choices=RECIPES)
     parser.add_argument("--threads", type=int, default=2, metavar="N")
-    parser.add_argument("--workers", type=int, default=RECIPES["camvid_480x360"].workers, metavar="N")
+    parser.add_argument("--workers", type=int, default=0, metavar="N")
     parser.add_argument("--repeats", type=int, default=5, metavar="N", help="iterations in a turn, of three")
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
     keep_freed_memory()
-    recipe = RECIPES["camvid_480x360"].with_options(
-        data=args.data, model=args.model, batch_size=args.batch_size, crop_size=tuple(args.crop_size),
-        workers=args.workers, device="cpu", channels_last=True)
+    recipe = RECIPES[args.recipe].with_options(
+        data=args.data, model=args.model, batch_size=args.batch_size, workers=args.workers, device="cpu",
+        channels_last=True)
     fast, _ = measure(recipe.with_options(precision="bfloat16"), args.repeats)
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2 ** 20
     print(f"  peak memory {peak:.2f} GiB, without the workers")

@@ -196,7 +196,8 @@ class TestCommandLine:
         Image.open(STREET).resize((96, 72)).save(tmp_path / "drive" / "b.PNG")
         out = tmp_path / "drive" / "out"
         assert main(
-            ["predict", str(tmp_path / "drive"), str(STREET), "--out", str(out), "--precision", "float32"]) == 0
+            ["predict", str(tmp_path / "drive"), str(STREET), "--out", str(out), "--precision", "float32",
+             "--size", "360"]) == 0
         assert sorted(str(p.relative_to(out)) for p in out.rglob("*.png")) == [
             "b_labels.png", "b_overlay.png", "day/a-2_labels.png", "day/a-2_overlay.png", "day/a_labels.png",
             "day/a_overlay.png", "street_labels.png", "street_overlay.png"]

@@ -5,6 +5,7 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 import pytest
 import torch
+from conftest import SIZES
 from PIL import Image
 from safetensors.torch import save_file
 from timm.layers import freeze_batch_norm_2d
@@ -134,7 +135,7 @@ class TestAuto:
 
 
 @pytest.mark.parametrize(("size", "seen"), [
-    (None, (360, 480)), ("full", (300, 400)), (90, (90, 120)), ((60, 100), (60, 100)), (np.int64(60), (60, 80)),
+    (None, SIZES["bssnet_t"]), ("full", (300, 400)), (90, (90, 120)), ((60, 100), (60, 100)), (np.int64(60), (60, 80)),
     ([50, 50], (50, 50)), (10, (10, 13)),
 ])
 def test_size(model, size, seen):
