@@ -40,14 +40,12 @@ def side_by_side(pictures: list[Image.Image], vertical: bool = False) -> Image.I
     return canvas
 
 
-def street(dataset: SegmentationDataset) -> None:
+def street(dataset: SegmentationDataset, counts: np.ndarray) -> None:
     """The image with T's median pixel accuracy: beside it its label, below T's answer and B's answer."""
-    predictors = {name: Predictor(name, precision="float32") for name in ("bssnet_t", "bssnet_b")}
-    counts = confusions(predictors["bssnet_t"], dataset)
     accuracy = counts.trace(axis1=1, axis2=2) / counts.sum((1, 2))
     median = int(accuracy.argsort()[len(accuracy) // 2])
     print(f"README: {dataset.files[median][0].name}, pixel accuracy {100 * accuracy[median]:.1f} %")
-    shown = {name: predictor(dataset.files[median][0]) for name, predictor in predictors.items()}
+    shown = {name: Predictor(name, precision="float32")(dataset.files[median][0]) for name in ("bssnet_t", "bssnet_b")}
     image, label = shown["bssnet_t"].image, dataset[median][1].numpy()
     pictures = {"image": image, "label": Image.fromarray(COLOURS[np.minimum(label, len(CAMVID.names))]),
                 **{name: prediction.overlay(legend=False) for name, prediction in shown.items()}}
@@ -76,10 +74,9 @@ def cut_out(wrong: np.ndarray) -> tuple[slice, slice]:
     return slice(y, y + height), slice(x, x + width)
 
 
-def failures(name: str, dataset: SegmentationDataset) -> None:
+def failures(name: str, predictor: Predictor, dataset: SegmentationDataset, counts: np.ndarray) -> None:
     """A row for each kind of error: image, label, prediction, where the kind is worst."""
-    predictor = Predictor(name, precision="float32")
-    counts, rows = confusions(predictor, dataset), []
+    rows = []
     for title, true, answers in FAILURES:
         columns = [CLASS[a] for a in answers] if answers else [i for i in CLASS.values() if i != CLASS[true]]
         worst = int(counts[:, CLASS[true], columns].sum(1).argmax())
@@ -98,6 +95,9 @@ if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("data", help="camvid:DIR")
     test = open_dataset(parser.parse_args().data, "test")
-    street(test)
     for weights in WEIGHTS:
-        failures(weights, test)
+        network = Predictor(weights, precision="float32")
+        confused = confusions(network, test)
+        if weights == "bssnet_t.camvid":
+            street(test, confused)
+        failures(weights, network, test, confused)

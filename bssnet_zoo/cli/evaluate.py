@@ -13,7 +13,7 @@ from ..deployment.exported import ExportedModel, is_exported
 from ..device import PRECISIONS
 from ..distributed import end_process, init_process
 from ..evaluation.accuracy import evaluate
-from ..models.classes import trained_size
+from ..models.classes import shown_size, trained_size
 from ..models.notes import noted_config, read_notes
 from ..models.smp import create_network
 from ..training.run_folder import run_recipe
@@ -88,22 +88,18 @@ def run(args: argparse.Namespace) -> int:
 def size_made_for(model: nn.Module, checkpoint: str | None) -> list[int] | None:
     """The shorter side that the weights were made for, as `Predictor` takes it; None if they don't say."""
     if isinstance(model, ExportedModel):
-        size = model.trained_size
-    elif checkpoint:
-        size = noted_config(read_notes(checkpoint), checkpoint).get("input_size", ())[1:]
-    else:
-        size = trained_size(model)
-    return [min(size)] if size else None
+        return shown_size(model.trained_size)
+    if checkpoint:
+        return shown_size(noted_config(read_notes(checkpoint), checkpoint).get("input_size", ())[1:])
+    return shown_size(trained_size(model))
 
 
 def check_exported(args: argparse.Namespace, exported: ExportedModel) -> None:
     """Raises ValueError for options that an exported file can't follow."""
     if args.model:
         raise ValueError(f"{args.checkpoint} knows its model: leave out --model")
-    precision = exported.metadata["precision"]
-    if exported.runtime != "openvino" and args.precision not in ("float32", precision):
-        raise ValueError(f"{args.checkpoint} computes in {precision}, not in {args.precision}: export it in that "
-                         "precision")
+    if args.precision != "float32":
+        exported.check_precision(args.precision)
     if exported.size:
         check_fixed_size(args, exported.size)
 

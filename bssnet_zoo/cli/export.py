@@ -20,7 +20,7 @@ def add_parser(verbs: Verbs) -> None:
     parser.add_argument("--out", metavar="FILE", help="file to write (default: the model's name)")
     size = parser.add_mutually_exclusive_group()
     size.add_argument("--size", type=height_and_width, metavar="HxW",
-                      help="height and width of the images (default: the pretrained config's, 360x480)")
+                      help="height and width of the images (default: what the weights were made for)")
     size.add_argument("--dynamic", action="store_true", help="images of any size, in batches of any size")
     parser.add_argument("--precision", choices=[*PRECISIONS, "int8"], default="float32", help="default: %(default)s")
     parser.add_argument("--labels", action="store_true", help="end in class ids, uint8, instead of logits")

@@ -85,4 +85,3 @@ def _from_floats(image: torch.Tensor) -> torch.Tensor:
 def image_files(folder: Path) -> list[Path]:
     """The image files below a folder, sorted; hidden ones are left out."""
     return visible_files(folder, IMAGE_SUFFIXES)
-

@@ -101,6 +101,7 @@ class ExportedModel(nn.Module):
         precision: What OpenVINO computes in; the other formats compute in what the file says.
 
     Attributes:
+        path: The file.
         run: Takes what the file takes and gives what it gives, as tensors.
         runtime: The library that runs it.
         metadata: What the file says of itself.
@@ -127,7 +128,7 @@ class ExportedModel(nn.Module):
 
     def __init__(self, path: str | os.PathLike, threads: int | None = None, precision: str = "float32"):
         super().__init__()
-        path = Path(path)
+        self.path = path = Path(path)
         if not is_exported(path):
             raise ValueError(f"{path} is no exported file: its name must end in {', '.join(OPENERS)}")
         if not path.is_file():
@@ -149,6 +150,12 @@ class ExportedModel(nn.Module):
         self.std: list[float] = json.loads(self.metadata["std"])
         self.size: list[int] | None = json.loads(self.metadata["size"])
         self.trained_size: list[int] | None = json.loads(self.metadata.get("trained_size", "null"))
+
+    def check_precision(self, precision: str) -> None:
+        """Raises ValueError if the file can't be computed in it: only OpenVINO's leave a choice."""
+        own = self.metadata["precision"]
+        if self.runtime != "openvino" and precision != own:
+            raise ValueError(f"{self.path} computes in {own}, not in {precision}: export it in that precision")
 
     def answer(self, images: torch.Tensor) -> torch.Tensor:
         """From normalised images (N, C, H, W) to what the file gives: logits, or labels, uint8 (N, H, W)."""

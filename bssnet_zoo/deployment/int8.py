@@ -8,6 +8,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
 from torchvision.transforms.v2 import functional as TF
 
@@ -38,13 +39,17 @@ def calibration_files(calibration: str | os.PathLike | Sequence[str | os.PathLik
     return files[::-(-len(files) // CALIBRATION_IMAGES)]
 
 
+def calibration_input(file: Path, size: Sequence[int] | None, metadata: dict[str, str]) -> dict[str, np.ndarray]:
+    """What the file's network takes of an image."""
+    return {"images": file_input(read_image(file, size, metadata), metadata).numpy()}
+
+
 def quantize_openvino(model: Any, files: Sequence[Path], size: Sequence[int] | None, metadata: dict[str, str]) -> Any:
     """int8 convolutions, except ``FLOAT_LAYERS``."""
     import nncf
 
     nncf.set_log_level(logging.WARNING)
-    dataset = nncf.Dataset(
-        files, lambda file: {"images": file_input(read_image(file, size, metadata), metadata).numpy()})
+    dataset = nncf.Dataset(files, lambda file: calibration_input(file, size, metadata))
     return nncf.quantize(
         model, dataset, subset_size=len(files), ignored_scope=nncf.IgnoredScope(patterns=[f".*{FLOAT_LAYERS}.*"]))
 
@@ -59,7 +64,7 @@ def quantize_onnx(
     import onnx
     from onnxruntime.quantization import QuantFormat, QuantType, quant_pre_process, quantize_static
 
-    inputs = ({"images": file_input(read_image(file, size, metadata), metadata).numpy()} for file in files)
+    inputs = (calibration_input(file, size, metadata) for file in files)
     reader = SimpleNamespace(get_next=lambda: next(inputs, None))
     with tempfile.TemporaryDirectory() as folder:
         plain, prepared, quantized = (Path(folder, f"{name}.onnx") for name in ("plain", "prepared", "int8"))

@@ -5,6 +5,7 @@ from ..data.datasets import default_split, open_dataset
 from ..data.transforms import EvalTransform
 from ..deployment.exported import ExportedModel
 from ..models import BSSNet
+from ..models.classes import shown_size
 from .accuracy import evaluate
 
 __all__ = ["exported_accuracy"]
@@ -15,7 +16,7 @@ def exported_accuracy(model: BSSNet, path: str | os.PathLike, data: str, workers
     weights were made for.
     """
     exported = ExportedModel(path)
-    size = exported.size or (exported.trained_size and [min(exported.trained_size)])
+    size = exported.size or shown_size(exported.trained_size)
     dataset = open_dataset(data, default_split(data), EvalTransform(size, tuple(exported.mean), tuple(exported.std)))
     before, after = (100 * evaluate(m, dataset, workers=workers, progress=True).miou for m in (model, exported))
     return f"mIoU before {before:.3f}, after {after:.3f} ({after - before:+.3f}), {len(dataset)} images of {data}"

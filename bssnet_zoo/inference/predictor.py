@@ -52,7 +52,7 @@ def check_size(size: Size) -> list[int] | None:
     return sides
 
 
-def check_images(images: Iterable[ImageLike]) -> None:
+def check_no_path(images: Iterable[ImageLike]) -> None:
     """Raises ValueError for a path, whose letters would be taken for images."""
     if isinstance(images, (str, os.PathLike)):
         raise ValueError(f"a list of images is needed, got the path {os.fspath(images)!r}: put it into a list")
@@ -147,7 +147,7 @@ class Predictor:
         """
         if batch_size < 1:
             raise ValueError(f"batch_size must be 1 or more, got {batch_size}")
-        check_images(images)
+        check_no_path(images)
         groups: list[list[Prepared]] = []
         for prepared in map(self.prepare, images):
             if (groups and not self.runner.fixed and len(groups[-1]) < batch_size
@@ -159,7 +159,7 @@ class Predictor:
 
     def stream(self, images: Iterable[ImageLike], probabilities: bool = False) -> Iterator[Prediction]:
         """Segments images one by one, as they come; the next ones are read while the network computes."""
-        check_images(images)
+        check_no_path(images)
         return (self.segment(prepared, probabilities) for prepared in ahead(self.prepare, images))
 
     def video(

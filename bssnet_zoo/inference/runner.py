@@ -19,7 +19,7 @@ from ..deployment.rewrites import deploy, is_deployed
 from ..device import PRECISIONS, has_bfloat16, parse_device
 from ..models import BSSNet, open_model
 from ..models.bssnet import MIN_SIZE
-from ..models.classes import class_info, trained_size
+from ..models.classes import class_info, shown_size, trained_size
 
 __all__ = ["BACKENDS", "Runner", "create_runner", "evaluating"]
 
@@ -104,12 +104,10 @@ def _file_runner(path: Path, device: str | torch.device | None, precision: str |
     exported = ExportedModel(path, precision=precision or _fastest_precision(device))
     if exported.runtime == "openvino":
         precision = precision or _fastest_precision(device)
-    elif precision not in (None, exported.metadata["precision"]):
-        raise ValueError(f"{path} computes in {exported.metadata['precision']}, not in {precision}: export it in that "
-                         "precision")
+    elif precision is not None:
+        exported.check_precision(precision)
     if len(exported.mean) != 3:
         raise ValueError(f"images are read as RGB, {path} takes {len(exported.mean)} channels")
-    made_for = [min(exported.trained_size)] if exported.trained_size else None
     return Runner(
         run=exported.answer,
         classes=exported.classes,
@@ -118,7 +116,7 @@ def _file_runner(path: Path, device: str | torch.device | None, precision: str |
         backend=exported.runtime,
         precision=precision or exported.metadata["precision"],
         device=device,
-        size=exported.size or made_for,
+        size=exported.size or shown_size(exported.trained_size),
         fixed=exported.size is not None,
         min_size=0 if exported.size else ANY_SIZE_FROM,
     )
@@ -153,7 +151,6 @@ def _model_runner(
         run = OpenVINOModel(deployable, precision) if backend == "openvino" else _deployed(
             deployable, device, precision)
     cfg = getattr(model, "pretrained_cfg", {})
-    made_for = trained_size(model)
     return Runner(
         run=run,
         classes=class_info(model) if hasattr(model, "num_classes") else None,
@@ -162,7 +159,7 @@ def _model_runner(
         backend=backend,
         precision=precision,
         device=device,
-        size=[min(made_for)] if made_for else None,
+        size=shown_size(trained_size(model)),
     )
 
 

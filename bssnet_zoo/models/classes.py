@@ -1,9 +1,11 @@
 """What a model says of itself: what its classes are called and coloured, its own name, its image size."""
+from collections.abc import Sequence
+
 from torch import nn
 
 from ..data.classes import CITYSCAPES, ClassInfo, default_palette, hex_colour
 
-__all__ = ["class_info", "model_name", "trained_size", "unnamed_classes"]
+__all__ = ["class_info", "model_name", "shown_size", "trained_size", "unnamed_classes"]
 
 
 def class_info(model: nn.Module, num_classes: int | None = None) -> ClassInfo:
@@ -46,3 +48,8 @@ def trained_size(model: nn.Module) -> list[int]:
     """Height and width that the weights of a model were made for; empty if it doesn't say."""
     cfg = getattr(model, "pretrained_cfg", {})
     return list(cfg.get("test_input_size") or cfg.get("input_size") or ())[1:]
+
+
+def shown_size(size: Sequence[int] | None) -> list[int] | None:
+    """What images are resized to for weights that were made for a height and width: the shorter side; None for none."""
+    return [min(size)] if size else None

@@ -76,17 +76,21 @@ class Weights:
         return ASSETS / self.filename
 
 
+# what bssnet_t.street and bssnet_t.camvid have in common
+_T_TRAINING = (
+    "from random weights: 96 epochs on CamVid without a loss on labels, in which the trunk learned to predict the "
+    "features of a tf_efficientnet_lite2 trained on ImageNet, then 70 epochs with labels and these features at "
+    "360x480, then 8 at 720x960 on CamVid and LabelMeFacade together")
+
 WEIGHTS = {
     "bssnet_t.camvid": Weights(
         "bssnet_t.camvid.safetensors",
         "0dc8bf166bf4285696b268414351b02ed1828f4cd944a8b74c96c4415fedadd5",
         (720, 960),
-        "from random weights: 96 epochs on CamVid without a loss on labels, in which the trunk learned "
-        "to predict the features of a tf_efficientnet_lite2 trained on ImageNet, then 70 epochs with labels and these "
-        "features at 360x480, then 8 at 720x960 on CamVid and LabelMeFacade together, then 10 of the recipe "
-        "camvid_720x960 on CamVid alone. CamVid is its train+val (468 images, 308 of them at full size), classes were "
-        "mixed in most epochs, and the weights are averaged (EMA). The encoder is knowledge from outside. Options were "
-        "chosen without the test images, but 30 of the 70 epochs were added after an evaluation on test",
+        f"{_T_TRAINING}, then 10 of the recipe camvid_720x960 on CamVid alone. CamVid is its train+val (468 images, "
+        "308 of them at full size), classes were mixed in most epochs, and the weights are averaged (EMA). The encoder "
+        "is knowledge from outside. Options were chosen without the test images, but 30 of the 70 epochs were added "
+        "after an evaluation on test",
         {"miou": 66.46, "pixel_accuracy": 90.89, "other_streets": 65.7, "iou": {
             "sky": 91.13, "building": 81.71, "pole": 32.89, "road": 93.94, "sidewalk": 82.22, "tree": 76.72,
             "sign": 42.84, "fence": 34.03, "car": 87.37, "pedestrian": 52.23, "bicyclist": 55.99}},
@@ -96,12 +100,9 @@ WEIGHTS = {
         "bssnet_t.street.safetensors",
         "725723f05a3f69eed4288940216aa6efb5add8c896fe8d04d5568cfe35574cd1",
         (720, 960),
-        "from random weights: 96 epochs on CamVid without a loss on labels, in which the trunk learned "
-        "to predict the features of a tf_efficientnet_lite2 trained on ImageNet, then 70 epochs with labels and these "
-        "features at 360x480, then 8 at 720x960 on CamVid and LabelMeFacade together (468 and 742 "
-        "images; people, poles, signs and fences are labelled on CamVid only). Classes were mixed in most epochs, and "
-        "the weights are averaged (EMA). The encoder is knowledge from outside. bssnet_t.camvid was trained on from "
-        "these weights",
+        f"{_T_TRAINING} (468 and 742 images; people, poles, signs and fences are labelled on CamVid only). Classes "
+        "were mixed in most epochs, and the weights are averaged (EMA). The encoder is knowledge from outside. "
+        "bssnet_t.camvid was trained on from these weights",
         {"miou": 64.45, "pixel_accuracy": 89.95, "other_streets": 71.9, "iou": {
             "sky": 90.60, "building": 80.57, "pole": 29.42, "road": 92.47, "sidewalk": 79.75, "tree": 74.90,
             "sign": 42.46, "fence": 31.76, "car": 83.16, "pedestrian": 47.81, "bicyclist": 56.02}},
