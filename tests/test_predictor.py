@@ -1,4 +1,6 @@
 """`Predictor`: what it prepares, what runs, and that every way gives the same answers."""
+import subprocess
+import sys
 import threading
 from concurrent.futures import ThreadPoolExecutor
 
@@ -41,6 +43,25 @@ def images():
     """Four images, two sizes: the second and third are alike in size."""
     street = np.array(Image.open(STREET))
     return [street[:300], street, street[:, ::-1].copy(), street[:300, ::-1].copy()]
+
+
+def test_a_signal_after_two_predictors_that_went():
+    """An openvino.Core that goes before a later one takes the stack of signal handlers along, and then the process."""
+    pytest.importorskip("openvino")
+    code = f"""
+import os, signal
+from bssnet_zoo import Predictor, create_model
+model = create_model("bssnet_t")
+first, second = Predictor(model, backend="openvino", size=64), Predictor(model, backend="openvino", size=64)
+for predictor in first, second:
+    predictor("{STREET}")
+del first, predictor
+del second
+signal.signal(signal.SIGUSR1, lambda *_: print("handled"))
+os.kill(os.getpid(), signal.SIGUSR1)
+"""
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert (result.returncode, result.stdout) == (0, "handled\n"), result.stderr
 
 
 @pytest.mark.parametrize("backend", ["openvino", "deploy", "eager"])

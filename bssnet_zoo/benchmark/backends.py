@@ -14,6 +14,7 @@ from torchvision.transforms.v2 import functional as TF
 
 from ..data.images import load_image
 from ..deployment.export import FORMATS, export_model
+from ..deployment.exported import openvino_core
 from ..deployment.graph import for_runtime
 from ..deployment.rewrites import deploy
 from ..device import PRECISIONS, keep_freed_memory
@@ -186,13 +187,11 @@ def make_onnxruntime(file: str, side: Side, size: Sequence[int], settings: Setti
 
 
 def make_openvino(file: str, side: Side, size: Sequence[int], settings: Settings) -> Callable[[], Any]:
-    import openvino
-
     config = {"INFERENCE_NUM_THREADS": settings.threads, "PERFORMANCE_HINT": "LATENCY"}
     hints = {"float32": "f32", "bfloat16": "bf16"}  # with int8, what isn't int8 is in what OpenVINO prefers
     if side.precision in hints:
         config["INFERENCE_PRECISION_HINT"] = hints[side.precision]
-    request = openvino.Core().compile_model(file, "CPU", config).create_infer_request()
+    request = openvino_core().compile_model(file, "CPU", config).create_infer_request()
     images = street(size).numpy()
     return lambda: request.infer([images], share_inputs=True, share_outputs=True)[0]
 

@@ -1,9 +1,11 @@
 """Exported files, run on the CPU by the library that each is for."""
+import functools
 import importlib
 import json
 import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -11,7 +13,7 @@ from torch import nn
 
 from ..data.classes import ClassInfo, hex_colour
 
-__all__ = ["ExportedModel", "file_input", "is_exported", "require"]
+__all__ = ["ExportedModel", "file_input", "is_exported", "openvino_core", "require"]
 
 HINTS = {"float32": "f32", "bfloat16": "bf16", "float16": "f16"}
 Run = Callable[[torch.Tensor], torch.Tensor]
@@ -44,11 +46,21 @@ def open_onnx(path: Path, threads: int | None, precision: str) -> tuple[Run, dic
     return lambda images: torch.from_numpy(session.run(None, {"images": images.numpy()})[0]), metadata
 
 
-def open_openvino(path: Path, threads: int | None, precision: str) -> tuple[Run, dict[str, str]]:
-    require(["openvino"], path.name)
+@functools.cache
+def openvino_core() -> Any:
+    """OpenVINO's, one for all, which lives as long as the process.
+
+    Each has a stack for signal handlers, and puts back the one before it when it goes. If two go in the order in which
+    they came, that one is gone: the next signal, such as Ctrl-C, ends the process.
+    """
     import openvino
 
-    core = openvino.Core()
+    return openvino.Core()
+
+
+def open_openvino(path: Path, threads: int | None, precision: str) -> tuple[Run, dict[str, str]]:
+    require(["openvino"], path.name)
+    core = openvino_core()
     model = core.read_model(path)
     metadata = model.get_rt_info("model_info").value if model.has_rt_info("model_info") else {}
     config: dict[str, str | int] = {"INFERENCE_PRECISION_HINT": HINTS[precision]}

@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from ..models import BSSNet
-from .exported import HINTS, require
+from .exported import HINTS, openvino_core, require
 from .graph import for_runtime
 from .rewrites import deploy, is_deployed
 
@@ -79,7 +79,7 @@ class OpenVINOModel:
         decoder = TorchScriptPythonDecoder(traced)  # which has to live until the end of convert
         converted = frontend.convert(frontend.load(decoder))
         converted.reshape(openvino.PartialShape([-1, self.model.in_chans, *size]))
-        compiled = openvino.Core().compile_model(converted, "CPU", {
+        compiled = openvino_core().compile_model(converted, "CPU", {
             "INFERENCE_PRECISION_HINT": HINTS[self.precision], "PERFORMANCE_HINT": "LATENCY",
             "INFERENCE_NUM_THREADS": self._threads})
         request = compiled.create_infer_request()
