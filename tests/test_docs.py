@@ -100,7 +100,7 @@ def workplace(tmp_path_factory, finished, published):
     (folder / "bssnet_zoo").symlink_to(ROOT / "bssnet_zoo")
     write_folder(folder / "data" / "mine", train=4, val=2)
     street = Image.open(ASSETS / "street.png").convert("RGB").resize((160, 120))
-    for name in ("street.jpg", "road.jpg", "a.jpg", "b.jpg", "folder/c.jpg", "street.png"):
+    for name in ("street.jpg", "road.jpg", "a.jpg", "b.jpg", "folder/c.jpg", "street.png", "coloured.png"):
         (folder / name).parent.mkdir(exist_ok=True)
         street.save(folder / name)
     still = bssnet_zoo.Prediction(np.zeros((120, 160), np.uint8), street, CAMVID.names, CAMVID.palette)

@@ -21,7 +21,8 @@ def add_parser(verbs: Verbs) -> None:
     size = parser.add_mutually_exclusive_group()
     size.add_argument("--size", type=height_and_width, metavar="HxW",
                       help="height and width of the images (default: what the weights were made for)")
-    size.add_argument("--dynamic", action="store_true", help="images of any size, in batches of any size")
+    size.add_argument("--dynamic", action="store_true", help="images of any size, in batches of any size "
+                                                             "(exported-program: 513x513 and more, one at a time)")
     parser.add_argument("--precision", choices=[*PRECISIONS, "int8"], default="float32", help="default: %(default)s")
     parser.add_argument("--labels", action="store_true", help="end in class ids, uint8, instead of logits")
     parser.add_argument("--normalize", action="store_true",

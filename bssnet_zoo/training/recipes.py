@@ -37,8 +37,9 @@ class Recipe:
     """
 
     model: str = option("bssnet_t", "bssnet_t or bssnet_b; or smp:ARCHITECTURE/ENCODER, to train a teacher")
-    init: str | None = option(None, "initial weights: a tag (pidnet_in1k, camvid), a checkpoint file, or for bssnet_b "
-                              "widen:FILE with the checkpoint of a bssnet_t; of a teacher's encoder imagenet or a file")
+    init: str | None = option(None, "initial weights: a tag (camvid, street, pidnet_in1k), a checkpoint file, or for "
+                              "bssnet_b widen:FILE with the checkpoint of a bssnet_t; of a teacher's encoder imagenet "
+                              "or a file")
     weighted: bool = option(True, "fuse the branches by UMF; --no-weighted by a plain sum, for comparison")
     data: str = option("camvid:data/camvid", "camvid:DIR, cityscapes:DIR, nightcity:DIR or folder:DIR")
     more_data: tuple[str, ...] | None = option(None, "further data sets of the same classes to train on; their images "
