@@ -1,3 +1,5 @@
+import copy
+import functools
 import json
 import os
 import sys
@@ -26,6 +28,11 @@ needs_shared = pytest.mark.skipif(not SHARED.is_dir(), reason="needs the project
 
 def filled(keys: str) -> dict[str, torch.Tensor]:
     """The checkpoint behind the golden numbers, in its published naming: a new dict each time."""
+    return dict(_filled(keys))
+
+
+@functools.lru_cache(maxsize=2)
+def _filled(keys: str) -> dict[str, torch.Tensor]:
     shapes = json.loads((GOLDEN / f"keys_{keys}.json").read_text())
     return {name: torch.from_numpy(np.asarray(fill.fill(name, shape))) for name, shape in shapes.items()}
 
@@ -101,11 +108,17 @@ def offline(monkeypatch):
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
 
 
-@pytest.fixture
-def tiny():
-    """An untrained bssnet_t in eval mode, the same in each test."""
+@pytest.fixture(scope="session")
+def untrained():
     torch.manual_seed(0)
     return bssnet_zoo.create_model("bssnet_t").eval()
+
+
+@pytest.fixture
+def tiny(untrained):
+    """An untrained bssnet_t in eval mode, the same in each test."""
+    torch.manual_seed(0)
+    return copy.deepcopy(untrained)
 
 
 def shallow(**kwargs) -> bssnet_zoo.BSSNet:
@@ -125,8 +138,8 @@ def pytest_xdist_auto_num_workers(config: pytest.Config) -> int:
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Tests that run OpenVINO come last: after OpenVINO, NNCF and ONNX Runtime in one process, others crashed there."""
-    last = ("test_docs.py", "test_scale.py", "test_results.py", "test_video.py", "test_transformers.py", "test_demo.py",
-            "test_demo_page.py", "test_predict.py", "test_predictor.py", "test_bench.py",
-            "test_export.py", "test_exported.py")
+    """Tests that run OpenVINO come last, since it changes the process that they run in; of these the longest first."""
+    last = ("test_docs.py", "test_export.py", "test_bench.py", "test_demo_page.py", "test_exported.py", "test_video.py",
+            "test_results.py", "test_transformers.py", "test_predictor.py", "test_predict.py", "test_scale.py",
+            "test_demo.py")
     items.sort(key=lambda item: last.index(item.path.name) if item.path.name in last else -1)

@@ -4,18 +4,28 @@ import os
 import re
 import shutil
 import sys
-import time
 from functools import partial
 
 import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from bench_sides import (
+    make_bundled,
+    make_death,
+    make_failure,
+    make_late_death,
+    make_many_classes,
+    make_memory,
+    make_sleep,
+    make_small_peak,
+)
+from conftest import shallow
 from PIL import Image
-from test_pretrained import STREET
 
 import bssnet_zoo
 from bssnet_zoo import cli
+from bssnet_zoo.benchmark import backends, table
 from bssnet_zoo.benchmark.backends import BACKENDS, PEAKS, Settings, Side, make_peak
 from bssnet_zoo.benchmark.peers import create_peer
 from bssnet_zoo.benchmark.rounds import spread, time_by_turns
@@ -24,66 +34,6 @@ from bssnet_zoo.models.summary import count_multiply_adds
 
 CPU = torch.device("cpu")
 needs_proc = pytest.mark.skipif(sys.platform != "linux", reason="reads the peak memory of a process from /proc")
-
-
-class Result:
-    shape = (1, 2)
-
-
-def make_sleep(seconds: float):
-    passes = []
-
-    def run():
-        passes.append(1)
-        time.sleep(seconds)
-        result = Result()
-        result.shape = (len(passes), os.getpid(), torch.get_num_threads())
-        return result
-
-    return run
-
-
-def make_failure():
-    raise ValueError("\nthe first line\nthe second")
-
-
-def make_death():
-    os._exit(3)
-
-
-def make_late_death():
-    start = time.monotonic()
-
-    def run():
-        if time.monotonic() - start > 0.2:
-            os._exit(4)
-        return Result()
-
-    return run
-
-
-def make_memory(made: int, kept: int, used: int):
-    """Megabytes that are needed in making only, that stay, and that each pass takes and gives back."""
-    np.ones(made * 2 ** 20, np.uint8)
-    array = np.ones(kept * 2 ** 20, np.uint8)
-
-    def run():
-        np.ones(used * 2 ** 20, np.uint8)
-        return array
-
-    return run
-
-
-def make_many_classes(probabilities: bool):
-    model = bssnet_zoo.BSSNet(num_classes=100, dim=8).eval()
-    image = Image.open(STREET).resize((960, 720))
-    return lambda: bssnet_zoo.predict(model, image, size=180, probabilities=probabilities).labels
-
-
-def make_bundled(probabilities: bool):
-    model = bssnet_zoo.deploy(bssnet_zoo.create_model("bssnet_t", pretrained=True))
-    image = Image.open(STREET).resize((1920, 1440))
-    return lambda: bssnet_zoo.predict(model, image, size=360, probabilities=probabilities).labels
 
 
 def test_turns():
@@ -124,7 +74,7 @@ def test_peak_memory_of_predict():
     makers = {(make, mode): partial(make, mode) for make in (make_bundled, make_many_classes) for mode in (False, True)}
     memory = {side: timing.memory for side, timing in time_by_turns(makers, CPU, 1, 0.1, rounds=1, warmup=1).items()}
     assert memory[make_many_classes, False] < 0.5 * (100 * 720 * 960 * 4) < memory[make_many_classes, True]
-    assert memory[make_bundled, False] + 11 * 1440 * 1920 * 4 < memory[make_bundled, True]
+    assert memory[make_bundled, False] + 11 * 900 * 1200 * 4 < memory[make_bundled, True]
 
 
 def bench(capsys, tmp_path, *arguments: str) -> tuple[str, dict]:
@@ -168,9 +118,15 @@ def test_bench(capsys, tmp_path):
     assert pixels.shape[1] > 600 and len(np.unique(pixels.reshape(-1, 3), axis=0)) > 50
 
 
+@pytest.fixture
+def small_peak(monkeypatch):
+    """The machine's own peak takes seconds in each process."""
+    monkeypatch.setattr(table, "make_peak", make_small_peak)
+
+
 @pytest.mark.parametrize(("model", "sizes", "arguments", "stride"), [
     ("bssnet_b", ["64x64"], [], 4), ("bssnet_t", ["64x64", "64x96"], ["--full-size"], 1)])
-def test_what_is_timed(capsys, tmp_path, model, sizes, arguments, stride):
+def test_what_is_timed(capsys, tmp_path, small_peak, model, sizes, arguments, stride):
     out, report = bench(capsys, tmp_path, "--models", model, "--backends", "deploy", "--size", *sizes, *arguments)
     assert [part["size"] for part in report["sizes"]] == [[int(n) for n in size.split("x")] for size in sizes]
     assert all([row["stride"] for row in part["results"]] == [stride, stride] for part in report["sizes"])
@@ -196,7 +152,7 @@ def test_share(capsys, monkeypatch):
         for size in ("360x480", "720x960")]
 
 
-def test_a_size_that_one_peer_refuses(capsys, tmp_path):
+def test_a_size_that_one_peer_refuses(capsys, tmp_path, small_peak):
     peers = ["lraspp_mobilenet_v3_large", "smp:linknet/mobilenetv2_100"]
     out, report = bench(
         capsys, tmp_path, "--models", "bssnet_t", "--peers", *peers, "--size", "40x64", "--backends", "eager")
@@ -206,10 +162,13 @@ def test_a_size_that_one_peer_refuses(capsys, tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("backend", ["torchscript", "onnxruntime", "openvino"])  # "compile" is in test_deploy.py
-def test_backends(capsys, tmp_path, backend):
-    _, report = bench(capsys, tmp_path, "--models", "bssnet_t", "--size", "64x96", "--backends", backend)
-    assert [(row["backend"], row["stride"]) for row in report["sizes"][0]["results"]] == [("eager", 8), (backend, 8)]
+def test_backends(capsys, tmp_path, small_peak, monkeypatch):
+    """All but "compile", which is in test_deploy.py. Files of a small network: test_export.py has the real ones."""
+    monkeypatch.setattr(backends, "open_network", lambda name: shallow())
+    files = ["torchscript", "onnxruntime", "openvino"]
+    _, report = bench(capsys, tmp_path, "--models", "bssnet_t", "--size", "64x96", "--backends", *files)
+    assert [(row["backend"], row["stride"]) for row in report["sizes"][0]["results"]] == [
+        (backend, 8) for backend in ("eager", *files)]
 
 
 @pytest.mark.parametrize(("side", "reason"), [

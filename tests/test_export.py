@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from conftest import SIZES, write_folder
+from conftest import SIZES, shallow, write_folder
 from PIL import Image
 from safetensors.torch import save_file
 from test_pretrained import STREET
@@ -215,7 +215,8 @@ def test_axes_have_names(exported):
     assert shapes == [["batch", 3, "height", "width"], ["batch", 11, "height", "width"]]
 
 
-def test_leaves_the_model_as_it_is(tiny, tmp_path):
+def test_leaves_the_model_as_it_is(tmp_path):
+    tiny = shallow()
     before = {name: value.clone() for name, value in tiny.train().state_dict().items()}
     export_model(tiny, tmp_path / "a.torchscript", "torchscript")
     assert tiny.training and all(torch.equal(value, before[name]) for name, value in tiny.state_dict().items())
@@ -233,8 +234,8 @@ class Unknown(nn.Module):
         return x + torch.linalg.matrix_exp(x[..., :2, :2]).sum()
 
 
-def test_unsupported_operator(tiny, tmp_path):
-    deployed = bssnet_zoo.deploy(tiny)
+def test_unsupported_operator(tmp_path):
+    deployed = bssnet_zoo.deploy(shallow())
     deployed.decoder.refine = nn.Sequential(Unknown(), *deployed.decoder.refine)
     with pytest.raises(RuntimeError, match="this model can't become onnx: .+") as caught:
         export_model(deployed, tmp_path / "a.onnx", size=(64, 64))

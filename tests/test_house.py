@@ -40,16 +40,18 @@ def test_every_room_has_a_map():
         assert not missing or init.parent.name == "cli", (init, missing)
 
 
-def test_import_loads_no_more_than_it_needs():
+def first_import() -> tuple[float, list[str]]:
+    """CPU seconds of a process from its start, as a share of those of its libraries; rooms that it has loaded."""
     rooms = "demo", "hub", "training", "benchmark", "evaluation", "cli", "deployment.export", "deployment.formats"
-    code = f"import sys, bssnet_zoo; print([r for r in {rooms} if 'bssnet_zoo.' + r in sys.modules])"
-    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout == "[]\n"
+    code = ("from time import process_time; import sys, timm, torchvision; theirs = process_time(); import bssnet_zoo; "
+            f"print(process_time() / theirs, *[r for r in {rooms} if 'bssnet_zoo.' + r in sys.modules])")
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    share, *loaded = run.stdout.split()
+    return float(share), loaded
 
 
-@pytest.mark.slow
-def test_import_takes_little_more_than_its_libraries():
-    """CPU seconds of a process, from its start: what disturbs one import disturbs the other. The better of two."""
-    code = ("from time import process_time; import timm, torchvision; theirs = process_time(); import bssnet_zoo; "
-            "print(process_time() / theirs)")
-    runs = [subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True) for _ in range(2)]
-    assert min(float(run.stdout) for run in runs) < 1.2
+def test_import_is_light():
+    """What disturbs one import disturbs the other. The better of two counts."""
+    share, loaded = first_import()
+    assert loaded == []
+    assert share < 1.2 or first_import()[0] < 1.2

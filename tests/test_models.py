@@ -1,5 +1,6 @@
 """What users of timm expect of a model, for T and B alike."""
 import copy
+import functools
 import pickle
 import re
 
@@ -23,9 +24,16 @@ COST = {
 AUX_MODULES = ("border_head", "spatial_head", "fcn_heads")
 
 
-def build(variant, **kwargs):
+@functools.lru_cache(maxsize=4)
+def built(variant, **kwargs):
     torch.manual_seed(0)
     return bssnet_zoo.create_model(variant, **kwargs)
+
+
+def build(variant, **kwargs):
+    model = copy.deepcopy(built(variant, **kwargs))
+    torch.manual_seed(0)
+    return model
 
 
 def close(found, expected, tolerance=1e-5):

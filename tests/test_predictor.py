@@ -50,8 +50,8 @@ def test_a_signal_after_two_predictors_that_went():
     pytest.importorskip("openvino")
     code = f"""
 import os, signal
-from bssnet_zoo import Predictor, create_model
-model = create_model("bssnet_t")
+from bssnet_zoo import BSSNet, Predictor
+model = BSSNet(dim=8)
 first, second = Predictor(model, backend="openvino", size=64), Predictor(model, backend="openvino", size=64)
 for predictor in first, second:
     predictor("{STREET}")

@@ -216,7 +216,7 @@ def time_by_turns(
     forks = "forkserver" in multiprocessing.get_all_start_methods()  # imports once, forks before any thread runs
     context = multiprocessing.get_context("forkserver" if forks else "spawn")
     if forks:
-        context.set_forkserver_preload([__name__])
+        context.set_forkserver_preload([__name__, "bssnet_zoo.benchmark.backends"])
     sides = {}
     try:
         for name, make in tqdm(makers.items(), desc="warming up", unit="side", leave=False, disable=None):

@@ -311,7 +311,7 @@ def checkpoint_config(path: str | os.PathLike[str], num_classes: int) -> dict[st
     Raises:
         ValueError: It names another number of classes than it has, or makes no sense.
     """
-    if any(weights.path.is_file() and sha256(path) == weights.sha256 for weights in WEIGHTS.values()):
+    if sha256(path) in {weights.sha256 for weights in WEIGHTS.values()}:
         return {}
     config = noted_config(read_notes(path), path)
     if num_classes == 0:  # features: no classes to name
