@@ -2,6 +2,7 @@
 import errno
 import hashlib
 import os
+import secrets
 import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -14,6 +15,7 @@ from safetensors import SafetensorError
 __all__ = ["atomic_path", "check_writable", "make_folder", "parse_yaml", "sha256", "visible_files"]
 
 YAML_CHARACTERS = 1 << 20
+DEVICES = [Path("/dev"), Path("/dev/fd"), Path("/proc/self/fd")]
 FULL = (errno.ENOSPC, errno.EFBIG, errno.EDQUOT)  # what a write says, and not of which file
 
 
@@ -32,16 +34,14 @@ def atomic_path(path: str | os.PathLike) -> Iterator[Path]:
         return
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.stem}-", suffix=path.suffix)
+        name = os.fspath(path.with_name(f".{path.stem}-{secrets.token_hex(4)}{path.suffix}"))
+        handle = os.open(name, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o666)  # less the umask; mkstemp's are private
     except OSError as error:
         raise _unwritten(path, error) from error
     os.close(handle)
     temporary = Path(name)
     try:
         yield temporary
-        umask = os.umask(0)
-        os.umask(umask)
-        temporary.chmod(0o666 & ~umask)  # mkstemp makes private files
         temporary.replace(path)
     except SafetensorError as error:  # which says what the system said
         raise OSError(f"{path} can't be written: {error}") from error
@@ -80,6 +80,8 @@ def check_writable(path: str | os.PathLike) -> None:
 
 
 def _is_device(path: Path) -> bool:
+    if path.absolute().parent in DEVICES:  # /dev/stdout may be a file
+        return path.exists()
     return path.exists() and not path.is_file() and not path.is_dir()
 
 

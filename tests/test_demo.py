@@ -194,13 +194,11 @@ def test_a_taken_port_is_said(plain_site):
 
 def test_the_command_opens_the_page_until_it_is_interrupted(plain_site, monkeypatch, capsys):
     def visit(url: str) -> None:
-        def ask() -> None:
-            with get(url + "main.js") as answer:
-                answers.append(answer.read())
-            os.kill(os.getpid(), signal.SIGINT)
-
+        """A browser in the terminal: it waits for the page."""
         urls.append(url)
-        threading.Thread(target=ask, daemon=True).start()
+        with get(url + "main.js") as answer:
+            answers.append(answer.read())
+        os.kill(os.getpid(), signal.SIGINT)
 
     def write(models, folder, *args, **kwargs) -> None:
         folders.append(Path(folder))

@@ -11,6 +11,7 @@ import shutil
 import subprocess
 import threading
 import time
+import wave
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 
@@ -282,8 +283,29 @@ def test_what_is_no_picture_is_said_and_the_last_one_stays(demo):
     demo.page.wait_for_selector("#problem:not([hidden])")
     assert demo.text("problem") == "notes.txt is not a picture or a video that this browser can read."
     assert (np.asarray(demo.saved("labels")) == before).all()
+    sound = io.BytesIO()
+    with wave.open(sound, "wb") as file:
+        file.setparams((1, 2, 8000, 8000, "NONE", ""))
+        file.writeframes(bytes(16000))
+    demo.choose_file("song.wav", sound.getvalue(), "audio/wav")
+    demo.page.wait_for_function("document.getElementById('problem').textContent.startsWith('song.wav is not')")
+    assert demo.page.is_hidden("#pause")
     demo.choose_sample("dusk")
     assert demo.page.is_hidden("#problem")
+
+
+def test_what_was_chosen_last_stays(demo):
+    """Even if what was chosen before it comes later."""
+    waiting = []
+    demo.page.route("**/samples/shops.jpg", waiting.append)
+    demo.page.click("[data-sample=shops]")
+    demo.page.wait_for_timeout(200)
+    with demo.result():
+        demo.choose_file("mine.jpg", SAMPLES["crossing"].read_bytes())
+    waiting[0].continue_()
+    demo.page.wait_for_timeout(500)
+    assert demo.page.get_attribute("#photo", "aria-label").startswith("mine.jpg")
+    demo.page.unroute("**/samples/shops.jpg")
 
 
 def check_moving(demo) -> None:

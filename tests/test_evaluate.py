@@ -50,6 +50,20 @@ def folder(tmp_path_factory):
     return write_folder(tmp_path_factory.mktemp("data"), train=1, val=5)
 
 
+def test_windows_of_a_network_that_ends_at_its_own_stride():
+    images = torch.randn(1, 3, 100, 130)
+
+    def whole(x):
+        return F.interpolate(raw(x), size=x.shape[-2:], mode="bilinear", align_corners=True)
+
+    def raw(x):
+        return F.avg_pool2d(x, 8)
+
+    for window in ((40, 60), None):
+        torch.testing.assert_close(sliding_window_logits(raw, images, window),
+                                   sliding_window_logits(whole, images, window))
+
+
 def test_measures(folder):
     dataset = open_dataset(folder, "val", EvalTransform())
     model = Pixelwise().train()

@@ -1,6 +1,7 @@
 """`bssnet-zoo export`: files that answer what the model answers, and say what they are."""
 import json
 import re
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -205,6 +206,28 @@ def test_says_what_it_is(exported, format):
         onnx_model = onnx.load(path)
         onnx.checker.check_model(onnx_model, full_check=True)
         assert not any(node.metadata_props for node in onnx_model.graph.node)
+
+
+def test_threads_share_a_file(exported):
+    predictor = Predictor(exported("bssnet_t", "openvino")[2], precision="float32", size=64)
+    pictures = [np.roll(np.array(Image.open(STREET)), 40 * i, axis=1) for i in range(4)]
+    expected = [predictor(picture).labels for picture in pictures]
+    with ThreadPoolExecutor(4) as pool:
+        for found, labels in zip(pool.map(predictor, pictures * 5), expected * 5, strict=True):
+            assert np.array_equal(found.labels, labels)
+
+
+def test_weights_beside_the_file_are_not_written_over(tiny, tmp_path):
+    (tmp_path / "a.bin").write_text("a checkpoint")
+    with pytest.raises(ValueError, match="a.bin is there and not the weights of a.xml: choose another name"):
+        export_model(tiny, tmp_path / "a.xml", "openvino", (64, 64))
+    assert (tmp_path / "a.bin").read_text() == "a checkpoint"
+
+
+def test_programs_of_any_size_take_one_large_image(tmp_path):
+    export_model(shallow(), tmp_path / "a.pt2", "exported-program")
+    predictor = Predictor(tmp_path / "a.pt2", size=64)
+    assert [found.labels.shape for found in predictor.batch([STREET, STREET])] == [(360, 480)] * 2
 
 
 def test_axes_have_names(exported):

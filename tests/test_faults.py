@@ -198,6 +198,20 @@ def test_full_disk(tmp_path):
     assert not list((tmp_path / "out").rglob(".*-????????.*"))
 
 
+@pytest.mark.skipif(not Path("/dev/fd").is_dir(), reason="has no /dev/fd")
+def test_a_redirected_output_is_written_to(tmp_path):
+    with open(tmp_path / "out.txt", "w") as file, atomic_path(f"/dev/fd/{file.fileno()}") as path:
+        path.write_text("what is written")
+    assert (tmp_path / "out.txt").read_text() == "what is written" and os.listdir(tmp_path) == ["out.txt"]
+
+
+def test_files_get_the_rights_that_new_ones_get(tmp_path):
+    (tmp_path / "plain").touch()
+    with atomic_path(tmp_path / "ours") as path:
+        path.write_text("")
+    assert (tmp_path / "ours").stat().st_mode == (tmp_path / "plain").stat().st_mode
+
+
 @pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="needs named pipes")
 def test_a_pipe_stays_a_pipe(tmp_path):
     """As /dev/stdout and /dev/null do: they are written to, not replaced by a file."""

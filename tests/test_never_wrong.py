@@ -2,6 +2,8 @@
 import json
 import os
 import shutil
+import signal
+import struct
 import subprocess
 import sys
 from dataclasses import replace
@@ -19,6 +21,9 @@ import bssnet_zoo
 from bssnet_zoo.cli import main
 from bssnet_zoo.data import open_dataset
 from bssnet_zoo.data.check import check_dataset, distorted, fingerprint, missing_classes
+from bssnet_zoo.data.images import read_image
+from bssnet_zoo.deployment.export import export_model
+from bssnet_zoo.deployment.exported import OPENERS, open_torchscript
 from bssnet_zoo.models.checkpoints import read_checkpoint
 from bssnet_zoo.models.notes import read_notes
 from bssnet_zoo.models.weights import ASSETS
@@ -357,7 +362,84 @@ class TestPredictGoesOn:
             predictor.batch([STREET], batch_size=0)
 
 
+    def test_odd_exif(self, tmp_path):
+        """A tag of another type than in Pillow's table: the picture is turned all the same."""
+        entries = struct.pack("<HHIHH", 0x0112, 3, 1, 6, 0) + struct.pack("<HHII", 0x0128, 5, 1, 38)
+        tiff = b"II*\0" + struct.pack("<IH", 8, 2) + entries + struct.pack("<III", 0, 2, 1)
+        Image.open(STREET).convert("RGB").save(tmp_path / "odd.jpg", exif=b"Exif\0\0" + tiff)
+        assert read_image(tmp_path / "odd.jpg").shape == (3, 480, 360)
+        text = struct.pack("<HHI4s", 0x0112, 2, 2, b"6\0\0\0")
+        tiff = b"II*\0" + struct.pack("<IH", 8, 1) + text + struct.pack("<I", 0)
+        Image.open(STREET).convert("RGB").save(tmp_path / "odd.jpg", exif=b"Exif\0\0" + tiff)
+        assert read_image(tmp_path / "odd.jpg").shape == (3, 360, 480)
+
+    def test_a_library_with_errors_of_its_own(self, tmp_path, monkeypatch, capsys):
+        """Those of ONNX Runtime are plain `Exception`s: the other images are segmented."""
+        class Fail(Exception):
+            pass
+
+        path = tmp_path / "t.torchscript"
+        export_model(bssnet_zoo.BSSNet(num_classes=3, dim=8).eval(), path, "torchscript", (64, 96))
+        for name in "ab":
+            shutil.copy(STREET, tmp_path / f"{name}.png")
+        calls = []
+
+        def run(images):
+            calls.append(1)
+            if len(calls) == 1:
+                raise Fail("not enough space")
+            return torch.zeros(1, 3, 64, 96)
+
+        def open_file(*args):
+            return run, open_torchscript(*args)[1]
+
+        monkeypatch.setitem(OPENERS, ".torchscript", ("torchscript", open_file))
+        assert main(["predict", str(tmp_path), "--checkpoint", str(path), "--out", str(tmp_path / "out")]) == 1
+        out = capsys.readouterr().out
+        assert "1 images in" in out and "t.torchscript: not enough space" in out
+
+
+class TestOwnFiles:
+    def test_a_run_without_its_checkpoint(self, finished, tiny_recipe, tmp_path):
+        folder = Path(shutil.copytree(finished[0], tmp_path / "run"))
+        (folder / "last.pth").unlink()
+        before = {path: path.read_bytes() for path in folder.glob("*.*")}
+        for resume in (False, True):
+            with pytest.raises(ValueError, match="best.safetensors of a run but no last.pth to go on from"):
+                train(tiny_recipe, folder, resume=resume)
+        assert {path: path.read_bytes() for path in folder.glob("*.*")} == before
+
+    def test_publish_into_a_folder_of_others(self, best, tmp_path):
+        from bssnet_zoo.hub import stage
+        shutil.copy(best, tmp_path / "model.safetensors")
+        with pytest.raises(ValueError, match="model.safetensors is there and was not staged: choose an empty folder"):
+            stage("bssnet_t.mine", "me", tmp_path, checkpoint=tmp_path / "model.safetensors", license="mit")
+        assert (tmp_path / "model.safetensors").read_bytes() == best.read_bytes()
+
+    def test_validation_images_that_are_too_small(self, tmp_path, tiny_recipe):
+        data = write_folder(tmp_path / "data", train=4, val=1)
+        for path in (tmp_path / "data").glob("*/val/0.png"):
+            Image.open(path).crop((0, 0, 96, 28)).save(path)
+        with pytest.raises(ValueError, match="32 pixels high and wide or more, one has 28: give --val-size"):
+            train(replace(tiny_recipe, data=data), tmp_path / "run")
+
+
 class TestLastNet:
+    @pytest.mark.skipif(not hasattr(signal, "SIGHUP"), reason="of Unix")
+    def test_a_terminal_that_goes_away(self, monkeypatch):
+        monkeypatch.setattr("bssnet_zoo.cli.list.model_table", lambda: signal.raise_signal(signal.SIGHUP))
+        before = signal.getsignal(signal.SIGHUP)
+        with pytest.raises(SystemExit) as stop:
+            main(["list"])
+        assert stop.value.code == 128 + signal.SIGHUP and signal.getsignal(signal.SIGHUP) == before
+
+    def test_a_reader_that_has_gone(self, monkeypatch):
+        reader, writer = os.pipe()
+        os.close(reader)
+        with open(writer, "w") as out:
+            monkeypatch.setattr(sys, "stdout", out)
+            assert main(["list"]) == 1
+
     def test_an_error_nobody_thought_of(self, monkeypatch, capsys):
         monkeypatch.setattr("bssnet_zoo.cli.list.model_table", lambda: {}["x"])
         assert main(["list"]) == 3

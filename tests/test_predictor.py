@@ -134,6 +134,18 @@ def test_threads_share_a_predictor(predictors):
                 assert np.array_equal(found.labels, labels)
 
 
+def test_threads_share_a_model_that_runs_as_it_is():
+    """It is in eval mode as long as one of them needs it."""
+    torch.manual_seed(0)
+    model = bssnet_zoo.BSSNet(num_classes=5, dim=8).train()
+    predictor, before = Predictor(model, backend="eager", size=64), model.stem[0].bn.running_mean.clone()
+    expected = [predictor(image).labels for image in images()]
+    with ThreadPoolExecutor(4) as pool:
+        for found, labels in zip(pool.map(predictor, images() * 5), expected * 5, strict=True):
+            assert np.array_equal(found.labels, labels)
+    assert model.training and torch.equal(model.stem[0].bn.running_mean, before)
+
+
 class TestAuto:
     def test_openvino_where_it_is_installed(self, model, monkeypatch):
         assert Predictor(model, size=64).runner.backend == "openvino"

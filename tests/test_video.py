@@ -23,6 +23,7 @@ from bssnet_zoo.cli import main
 from bssnet_zoo.data import open_dataset
 from bssnet_zoo.data.videos import Clip, Video, is_video, stream_name
 from bssnet_zoo.inference.overlap import behind, newest
+from bssnet_zoo.inference.video import frame_rate
 from bssnet_zoo.models.weights import ASSETS
 
 av = pytest.importorskip("av")
@@ -144,6 +145,13 @@ class TestReading:
         found = list(predictor.video(source, max_frames=3, live=False))
         assert [time for time, _ in found] == pytest.approx([0, 0.1, 0.2])
         assert Video(source).live and is_video("/dev/video0") and is_video("rtsp://camera/1")
+
+    def test_a_colon_in_a_name(self, drive, tmp_path, monkeypatch):
+        monkeypatch.chdir(tmp_path)
+        shutil.copy(drive, "12:30.mp4")
+        for _ in range(2):  # the second time it knows its own
+            assert main(["predict", "12:30.mp4", "--out", ".", "--max-frames", "2", *RUN]) == 0
+        assert (tmp_path / "12:30_overlay.mp4").exists()
 
     def test_names_of_streams(self):
         for source, name in (
@@ -333,6 +341,29 @@ class TestLive:
             for i in (1, 0, 2, 4):
                 call(i)
         assert done[0] == 1
+
+    def test_behind_lets_ctrl_c_through(self):
+        """Who reads what is printed often goes with the same Ctrl-C; the file must still be ended, not removed."""
+        def fail():
+            time.sleep(0.05)
+            raise BrokenPipeError
+
+        with pytest.raises(KeyboardInterrupt), behind(fail) as call:
+            call()
+            raise KeyboardInterrupt
+
+    def test_a_recording_is_kept(self, tmp_path):
+        for _ in range(2):
+            assert main(["predict", "lavfi:testsrc=size=64x48:rate=10", "--out", str(tmp_path), "--max-frames", "2",
+                         *RUN]) == 0
+        assert len(list(tmp_path.glob("*_overlay.mp4"))) == 2
+
+
+@pytest.mark.parametrize("rate", [None, NTSC, Fraction(2147483647, 72000001), Fraction(1, 10 ** 9)])
+def test_rates_that_ffmpeg_can_hold(rate):
+    found = frame_rate(rate, 100)
+    assert 0 < found.numerator < 2 ** 31 and found.denominator < 2 ** 31
+    assert found == pytest.approx((rate or 25) / 100, rel=1e-3, abs=1e-6)
 
 
 class TestBadInput:

@@ -1,6 +1,7 @@
 """``bssnet-zoo demo``"""
 import argparse
 import tempfile
+import threading
 import webbrowser
 
 from ..demo import SiteServer, write_site
@@ -47,10 +48,10 @@ def run(args: argparse.Namespace) -> int:
         print(f"{len(files)} files, {sum(file.stat().st_size for file in files) / 1e6:.1f} MB, in {args.out}")
         return 0
     with tempfile.TemporaryDirectory(prefix="bssnet-zoo-demo-") as folder:
-        write_site(models, folder, args.runtime, args.size, calibration=args.calibration)
-        with SiteServer(folder, args.host, args.port) as server:
+        with SiteServer(folder, args.host, args.port) as server:  # a taken port is known before the work
+            write_site(models, folder, args.runtime, args.size, calibration=args.calibration)
             print(f"{server.url}  (Ctrl-C ends it)", flush=True)
             if not args.no_browser:
-                webbrowser.open(server.url)
+                threading.Thread(target=webbrowser.open, args=(server.url,), daemon=True).start()  # lynx stays in there
             server.serve_forever()
     return 0

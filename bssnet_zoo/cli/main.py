@@ -18,6 +18,7 @@ __all__ = ["build_parser", "main"]
 
 _logger = logging.getLogger(__name__)
 
+ENDS = [getattr(signal, name) for name in ("SIGTERM", "SIGHUP") if hasattr(signal, name)]
 VERBS = (predict, list_, convert, data, train, evaluate, bench, export, demo, publish, verify)
 
 
@@ -48,13 +49,17 @@ def main(argv: Sequence[str] | None = None) -> int:
         130 after Ctrl-C.
     """
     in_main_thread = threading.current_thread() is threading.main_thread()  # Python allows handlers nowhere else
-    previous = signal.signal(signal.SIGTERM, _end) if in_main_thread else None  # so that temporary files are removed
+    previous = {number: signal.signal(number, _end) for number in ENDS  # so that temporary files are removed
+                if in_main_thread and signal.getsignal(number) is not signal.SIG_IGN}
     if isinstance(sys.stdout, io.TextIOWrapper):  # a file's name may have bytes that the terminal's encoding has not
         sys.stdout.reconfigure(errors="backslashreplace")
     try:
         args = build_parser().parse_args(argv)
         logging.basicConfig(level=logging.INFO if args.verbose else logging.WARNING, format="%(message)s")
-        return args.run(args)
+        status = args.run(args)
+        if sys.stdout is not None:
+            sys.stdout.flush()  # if nobody reads it, we want to know now
+        return status
     except BrokenPipeError:  # who reads our output has gone, as `head` does: nobody is there to tell
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
@@ -71,8 +76,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"bssnet-zoo: error: {reason}. Please report it; 'bssnet-zoo -v' shows the traceback", file=sys.stderr)
         return 3
     finally:
-        if in_main_thread:
-            signal.signal(signal.SIGTERM, previous or signal.SIG_DFL)
+        for number, handler in previous.items():
+            signal.signal(number, handler or signal.SIG_DFL)
 
 
 def _message(error: Exception) -> str:

@@ -11,11 +11,11 @@ from tqdm import tqdm
 
 from .classes import IGNORE_INDEX
 from .datasets import UNKNOWN, UNREADABLE, SegmentationDataset, ranges, read_image, read_label
+from .images import ORIENTATION
 
 __all__ = ["FileScan", "check_dataset", "distorted", "fingerprint", "missing_classes", "scan_files"]
 
 SHOWN = 3
-ORIENTATION = 0x0112
 
 
 @dataclass(frozen=True)
@@ -48,7 +48,7 @@ def _scan(pair: tuple[Path, Path], full: bool) -> FileScan:
             read_image(pair[0])
         with Image.open(pair[0]) as image:
             size = (image.height, image.width)
-            if image.getexif().get(ORIENTATION, 1) >= 5:  # shown turned by 90 degrees, and read so
+            if image.getexif().get(ORIENTATION) in (5, 6, 7, 8):  # shown turned by 90 degrees, and read so
                 size = size[::-1]
         label = read_label(pair[1])
     except UNREADABLE as error:

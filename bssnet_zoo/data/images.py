@@ -4,13 +4,18 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image, UnidentifiedImageError
 from torchvision.transforms.v2 import functional as TF
 
 from ..files import visible_files
 
 __all__ = ["IMAGE_SUFFIXES", "ImageLike", "image_files", "load_image", "read_image"]
 
+ORIENTATION = 0x0112  # the tag of EXIF, and what its values ask for
+TURNS: dict[object, Image.Transpose] = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT, 3: Image.Transpose.ROTATE_180, 4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE, 6: Image.Transpose.ROTATE_270, 7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90}
 IMAGE_SUFFIXES = (".bmp", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp")
 
 ImageLike = str | os.PathLike | Image.Image | np.ndarray | torch.Tensor
@@ -63,7 +68,8 @@ def load_image(image: ImageLike) -> torch.Tensor:
 
 
 def _from_pil(image: Image.Image) -> torch.Tensor:
-    image = ImageOps.exif_transpose(image)
+    turn = TURNS.get(image.getexif().get(ORIENTATION))  # exif_transpose would write EXIF anew, and fail where it's odd
+    image = image if turn is None else image.transpose(turn)
     if image.mode.startswith("I"):  # 16 bits a pixel, which Pillow's convert("RGB") would clip at 255
         return torch.from_numpy(np.array(image, dtype=np.float32) / 65535).clamp(0, 1).expand(3, -1, -1)
     if image.mode == "F":

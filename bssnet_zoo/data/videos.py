@@ -286,8 +286,10 @@ def _open(source: str) -> Any:
     av, scheme, name = require_av(), _scheme(source), source
     if scheme in DEVICES:
         name = source.removeprefix(f"{scheme}:")
-    elif not scheme and not os.path.exists(source):
-        raise FileNotFoundError(f"video not found: {source}")
+    elif not scheme:
+        if not os.path.exists(source):
+            raise FileNotFoundError(f"video not found: {source}")
+        name = os.path.abspath(source)  # FFmpeg takes what is before a colon for a protocol
     try:
         return av.open(name, format=scheme if scheme in DEVICES else None, timeout=TIMEOUT)
     except (av.FFmpegError, OSError, ValueError) as error:

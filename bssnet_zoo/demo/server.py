@@ -1,5 +1,6 @@
 """A server for the files of a site, on this machine."""
 import errno
+import functools
 import json
 import os
 import shutil
@@ -23,7 +24,7 @@ class SiteServer(ThreadingHTTPServer):
     """Serves the files that a site's manifest names, and nothing else.
 
     Args:
-        folder: What `write_site` wrote.
+        folder: What `write_site` writes, before the first request at the latest.
         host: The address to listen at.
         port: The port; 0 for any that is free.
 
@@ -37,10 +38,7 @@ class SiteServer(ThreadingHTTPServer):
     daemon_threads = True
 
     def __init__(self, folder: str | os.PathLike[str], host: str = "127.0.0.1", port: int = 8000):
-        folder = Path(folder)
-        names = json.loads((folder / MANIFEST).read_text())["files"]
-        self.files = {f"/{name}": folder / name for name in names}
-        self.files["/"] = folder / "index.html"
+        self.folder = Path(folder)
         try:
             super().__init__((host, port), SiteHandler)
         except OSError as error:
@@ -50,6 +48,12 @@ class SiteServer(ThreadingHTTPServer):
         except OverflowError as error:
             raise ValueError(f"a port is a number from 0 to 65535, got {port}") from error
         self.url = f"http://{host}:{self.server_address[1]}/"
+
+    @functools.cached_property
+    def files(self) -> dict[str, Path]:
+        """What is served, by its path."""
+        names = json.loads((self.folder / MANIFEST).read_text())["files"]
+        return {"/": self.folder / "index.html", **{f"/{name}": self.folder / name for name in names}}
 
 
 class SiteHandler(BaseHTTPRequestHandler):

@@ -148,6 +148,8 @@ def export_model(
     """
     path = Path(path)
     check_options(model, path, format, size, precision, labels)
+    if format == "openvino" and path.with_suffix(".bin").exists() and not path.exists():
+        raise ValueError(f"{path.with_suffix('.bin')} is there and not the weights of {path.name}: choose another name")
     files = calibration_files(calibration) if precision == "int8" else []
     kind = FORMATS[format]
     require(kind.packages + (kind.int8_packages if files else ()), f"exporting {precision} {format}")

@@ -3,6 +3,7 @@ import functools
 import importlib
 import json
 import os
+import threading
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -66,8 +67,12 @@ def open_openvino(path: Path, threads: int | None, precision: str) -> tuple[Run,
     config: dict[str, str | int] = {"INFERENCE_PRECISION_HINT": HINTS[precision]}
     if threads:
         config["INFERENCE_NUM_THREADS"] = threads
-    compiled = core.compile_model(model, "CPU", config)
-    return lambda images: torch.from_numpy(compiled(images.numpy())[0]), metadata
+    compiled, lock = core.compile_model(model, "CPU", config), threading.Lock()
+
+    def run(images: torch.Tensor) -> torch.Tensor:
+        with lock:  # it computes one thing at a time
+            return torch.from_numpy(compiled(images.numpy())[0])
+    return run, metadata
 
 
 def open_torchscript(path: Path, threads: int | None, precision: str) -> tuple[Run, dict[str, str]]:
@@ -170,8 +175,16 @@ class ExportedModel(nn.Module):
             raise ValueError(f"{self.path} computes in {own}, not in {precision}: export it in that precision")
 
     def answer(self, images: torch.Tensor) -> torch.Tensor:
-        """From normalised images (N, C, H, W) to what the file gives: logits, or labels, uint8 (N, H, W)."""
-        return self.run(file_input(images, self.metadata))
+        """From normalised images (N, C, H, W) to what the file gives: logits, or labels, uint8 (N, H, W).
+
+        Raises:
+            RuntimeError: The library that runs it says so, of an image that is too large for memory, for example.
+        """
+        try:
+            return self.run(file_input(images, self.metadata))
+        except Exception as error:  # each library has its own
+            reason = " ".join(str(error).split()) or type(error).__name__
+            raise RuntimeError(f"{self.path}: {reason}") from error
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
         """From normalised images (N, C, H, W) to scores (N, num_classes, H, W): logits, of a file with labels 0 and 1.

@@ -83,6 +83,8 @@ def sliding_window_logits(model: nn.Module, images: torch.Tensor, window: Sequen
     for top in _window_starts(height, window[0]):
         for left in _window_starts(width, window[1]):
             logits = model(images[..., top:top + window[0], left:left + window[1]]).float()
+            if logits.shape[-2:] != window:  # an exported file may end at the network's own stride
+                logits = F.interpolate(logits, size=window, mode="bilinear", align_corners=True)
             right, bottom = width - left - window[1], height - top - window[0]
             ones = torch.ones_like(logits[:, :1])
             total = total + F.pad(torch.cat([logits, ones], dim=1), (left, right, top, bottom))

@@ -189,6 +189,10 @@ def stage(
     """
     folder, checkpoint = Path(folder), None if checkpoint is None else Path(checkpoint)
     repo_id = _check_name(name, organization, checkpoint)
+    if not (folder / "preprocessor_config.json").exists():  # which an earlier call would have left
+        for file in ("README.md", "config.json", HUB_FILENAME):
+            if (folder / file).exists():
+                raise ValueError(f"{folder / file} is there and was not staged: choose an empty folder")
     if name in WEIGHTS:
         if data or license or size:
             raise ValueError(f"{name} is the zoo's own: data, license and size are for another tag with a checkpoint")

@@ -136,7 +136,7 @@ def check_ours(path: Path) -> None:
     try:
         with Image.open(path) as picture:
             ours = picture.info.get(SOFTWARE) == NAME
-    except OSError:
+    except (OSError, ValueError, Image.DecompressionBombError):
         ours = False
     if not ours:
         raise FileExistsError(f"{path} is there and was not written by {NAME} predict: choose another --out, or "
@@ -219,9 +219,14 @@ def predict_files(
         raise ValueError("the model has no num_classes, which says how many classes to count")
     summary = PredictionSummary(classes, np.zeros(len(classes.names), dtype=np.int64))
     mine = []
-    for source, name in found[process.rank::process.world_size]:
+    for source, base in found[process.rank::process.world_size]:
+        name, n = base, 1
         kinds = (videos.outputs, VIDEO_ENDINGS) if is_video(source) else (images, IMAGE_ENDINGS)
         results = result_paths(out / name, *kinds).values()
+        while is_stream(source) and not (overwrite or skip_existing) and any(path.exists() for path in results):
+            n += 1  # what was recorded before can't be had again
+            name = base.with_name(f"{base.name}-{n}")
+            results = result_paths(out / name, *kinds).values()
         done = results and all(path.exists() for path in results) and not unfinished(out / name).exists()
         if skip_existing and done:
             summary.skipped += 1

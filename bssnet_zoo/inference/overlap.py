@@ -2,7 +2,7 @@
 import threading
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from contextlib import contextmanager
 from typing import Any, TypeVar
 
@@ -38,7 +38,8 @@ def ahead(function: Callable[[Item], Result], items: Iterable[Item], number: int
 def behind(function: Callable[..., object], number: int = 4) -> Iterator[Callable[..., None]]:
     """A function that has a thread call ``function``, in order; it waits while ``number`` calls are to be made.
 
-    All calls are made when the block ends. What one raises is raised by a later one, or at the end.
+    All calls are made when the block ends. What one raises is raised by a later one, or at the end, unless the block
+    raises something itself.
     """
     with ThreadPoolExecutor(1) as pool:
         pending: deque[Future[object]] = deque()
@@ -50,9 +51,11 @@ def behind(function: Callable[..., object], number: int = 4) -> Iterator[Callabl
 
         try:
             yield call
-        finally:
-            for result in pending:
-                result.result()
+        except BaseException:  # Ctrl-C, say, which an error of a call must not hide
+            wait(pending)
+            raise
+        for result in pending:
+            result.result()
 
 
 def newest(items: Iterable[Item], drop: Callable[[], object]) -> Iterator[Item]:

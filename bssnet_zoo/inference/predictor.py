@@ -150,7 +150,7 @@ class Predictor:
         check_no_path(images)
         groups: list[list[Prepared]] = []
         for prepared in map(self.prepare, images):
-            if (groups and not self.runner.fixed and len(groups[-1]) < batch_size
+            if (groups and not self.runner.one_by_one and len(groups[-1]) < batch_size
                     and groups[-1][0].images.shape == prepared.images.shape):
                 groups[-1].append(prepared)
             else:

@@ -2,11 +2,13 @@
 import copy
 import importlib.util
 import os
+import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import torch
 from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
@@ -23,7 +25,8 @@ from ..models.classes import class_info, shown_size, trained_size
 
 __all__ = ["BACKENDS", "Runner", "create_runner", "evaluating"]
 
-ANY_SIZE_FROM = 64  # height and width, of a file for any size
+ANY_SIZE_FROM = {"exported-program": 513}  # height and width, of a file for any size; of others 64
+LOCKS = WeakKeyDictionary[nn.Module, threading.Lock]()  # of models that run as they are
 BACKENDS = ("auto", "openvino", "deploy", "eager")
 
 Run = Callable[[torch.Tensor], torch.Tensor]
@@ -44,7 +47,8 @@ class Runner:
         device: Where.
         size: What its weights were made for: [shorter side], or [height, width] of a file that takes nothing else; None
             if it doesn't say.
-        fixed: It takes images of that size only, one at a time.
+        fixed: It takes images of that size only.
+        one_by_one: It takes one image at a time.
         min_size: Height and width that it takes at least.
     """
 
@@ -57,6 +61,7 @@ class Runner:
     device: torch.device
     size: list[int] | None
     fixed: bool = False
+    one_by_one: bool = False
     min_size: int = MIN_SIZE
 
 
@@ -118,7 +123,8 @@ def _file_runner(path: Path, device: str | torch.device | None, precision: str |
         device=device,
         size=exported.size or shown_size(exported.trained_size),
         fixed=exported.size is not None,
-        min_size=0 if exported.size else ANY_SIZE_FROM,
+        one_by_one=exported.size is not None or exported.runtime == "exported-program",
+        min_size=0 if exported.size else ANY_SIZE_FROM.get(exported.runtime, 64),
     )
 
 
@@ -195,8 +201,10 @@ def _raw_logits(model: nn.Module, images: torch.Tensor) -> torch.Tensor:
 
 
 def _eager(model: nn.Module, parameter: torch.Tensor) -> Run:
+    lock = LOCKS.setdefault(model, threading.Lock())
+
     def run(images: torch.Tensor) -> torch.Tensor:
-        with evaluating(model):
+        with lock, evaluating(model):  # the mode is the model's, and so of all threads
             return _raw_logits(
                 model, images.to(parameter.device, parameter.dtype, memory_format=torch.channels_last))
     return run

@@ -3,6 +3,7 @@ import os
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass, field
+from fractions import Fraction
 from itertools import islice
 from pathlib import Path
 from time import perf_counter
@@ -172,6 +173,11 @@ def unfinished(base: Path) -> Path:
     return base.with_name(f".{base.name}.unfinished")
 
 
+def frame_rate(rate: Fraction | None, stride: int) -> Fraction:
+    """Of a video with each ``stride``-th frame, in numbers that FFmpeg can hold."""
+    return max((Fraction(rate or 25) / stride).limit_denominator(10 ** 6), Fraction(1, 10 ** 6))
+
+
 def predict_video(
         predictor: "Predictor",
         source: str | os.PathLike[str],
@@ -214,7 +220,7 @@ def predict_video(
             def write(frame: Frame, prediction: Prediction) -> None:
                 if not written:
                     like = dict(time_base=video.time_base, aspect=video.aspect,
-                                rate=(video.rate or 25) / options.clip.stride)
+                                rate=frame_rate(video.rate, options.clip.stride))
                     formats = {"overlay": overlay_format(**like), "labels": label_format(**like)}
                     written.update({kind: files.enter_context(video_file(path, formats[kind]))
                                     for kind, path in paths.items()})

@@ -118,7 +118,7 @@ class VideoFile:
         if form.codec not in av.codecs_available:
             raise RuntimeError(f"this PyAV has no encoder '{form.codec}', which {self.path.suffix} files need: "
                                "pip install --force-reinstall --only-binary av av")
-        self._container = av.open(os.fspath(self.path), "w", container_options=form.container)
+        self._container = av.open(os.path.abspath(self.path), "w", container_options=form.container)
         self._container.metadata["comment"] = SIGNATURE
         self._stream = self._container.add_stream(form.codec, rate=form.rate, options=form.options)
         context = self._stream.codec_context
@@ -164,7 +164,7 @@ def written_by_us(path: Path) -> bool:
     """Whether a file is a video that `video_file` wrote."""
     av = require_av()
     try:
-        with av.open(os.fspath(path)) as container:
+        with av.open(os.path.abspath(path)) as container:
             return container.metadata.get("comment", container.metadata.get("COMMENT")) == SIGNATURE
     except (av.FFmpegError, OSError):
         return False

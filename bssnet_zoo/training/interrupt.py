@@ -10,11 +10,13 @@ __all__ = ["StopRequest"]
 
 Handler = Callable[[int, FrameType | None], Any] | int | signal.Handlers | None
 
-SIGNALS = (signal.SIGINT, signal.SIGTERM)
+SIGNALS = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)]
 
 
 class StopRequest:
-    """Within its block, Ctrl-C and SIGTERM set ``requested`` and nothing else; the loop looks at it.
+    """Within its block, Ctrl-C, SIGTERM and a terminal that goes away set ``requested`` and nothing else.
+
+    The loop looks at it.
 
     Again after two seconds, the signal does what it usually does. (Sooner it may be the same one: a terminal sends
     Ctrl-C to each process, and torchrun passes it on to its processes once more.)
@@ -27,7 +29,8 @@ class StopRequest:
 
     def __enter__(self) -> "StopRequest":
         if threading.current_thread() is threading.main_thread():  # Python allows handlers nowhere else
-            self.previous = {number: signal.signal(number, self._handle) for number in SIGNALS}
+            self.previous = {number: signal.signal(number, self._handle) or signal.SIG_DFL for number in SIGNALS
+                             if signal.getsignal(number) is not signal.SIG_IGN or number == signal.SIGINT}
         return self
 
     def __exit__(self, *exception: object) -> None:

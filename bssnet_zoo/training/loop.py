@@ -26,8 +26,9 @@ from ..distributed import Process, init_process
 from ..evaluation.accuracy import evaluate
 from ..losses.bssnet import BSSNetLoss, BSSNetLosses, PlainLoss
 from ..losses.resized import resize
-from ..models.bssnet import as_bssnet
+from ..models.bssnet import MIN_SIZE, as_bssnet
 from ..models.notes import note_classes
+from ..models.smp import SMP
 from .distillation import create_teacher, distillation_loss
 from .feature_distillation import create_feature_teacher, create_projections, feature_loss
 from .interrupt import StopRequest
@@ -127,6 +128,10 @@ def _train(
         for dataset, split in ((train_set, recipe.train_split), (val_set, recipe.val_split)):
             scans = check_dataset(dataset, full=True)
             warnings += missing_classes(dataset, scans, split)
+        smallest = min(min(scan.image_size) for scan in scans)
+        if recipe.val_size is None and smallest < MIN_SIZE and not recipe.model.startswith(SMP):
+            raise ValueError(f"{recipe.data}, {recipe.val_split}: images must be {MIN_SIZE} pixels high and wide or "
+                             f"more, one has {smallest}: give --val-size")
         warnings += distorted(scans, recipe.val_size, recipe.val_split)
     if (warmup := warmup_iterations(recipe, iterations)) < recipe.warmup_iterations:
         warnings.append(f"The run has {iterations} iterations: a warm-up of {warmup} instead of "

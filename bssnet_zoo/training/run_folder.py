@@ -41,6 +41,9 @@ def open_run_folder(folder: Path, recipe: Recipe, resume: bool, primary: bool = 
     checkpoint = folder / "last.pth"
     if not resume and checkpoint.exists():
         raise ValueError(f"{folder} has a run already: go on with --resume {folder}, or choose another --output")
+    if not checkpoint.exists() and (folder / "best.safetensors").exists():
+        raise ValueError(f"{folder} has best.safetensors of a run but no last.pth to go on from: choose another "
+                         "--output")
     if resume:
         _check_same(folder, recipe)
     if not primary:

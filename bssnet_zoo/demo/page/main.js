@@ -14,6 +14,7 @@ let ready = false; // the network is there
 let missing = ""; // why it isn't
 let current; // {name, blob}, or a Moving
 let result; // the last one
+let opening = 0; // number of what was chosen last
 let number = 0; // of what was sent last
 let busy = false; // a frame is being segmented
 let times = []; // when the last frames were done
@@ -112,8 +113,9 @@ function showMovingButtons() {
   $("pause").textContent = moving && current.paused ? "Go on" : "Pause";
 }
 
-async function openPicture(blob, name) {
+async function openPicture(blob, name, turn) {
   const bitmap = await readPicture(blob);
+  if (turn !== opening) return; // something else was chosen meanwhile
   leaveCurrent();
   current = { name, blob };
   showMovingButtons();
@@ -122,7 +124,7 @@ async function openPicture(blob, name) {
   else if (!model) loadNetwork();
 }
 
-async function openMoving(name, open) {
+async function openMoving(name, turn, open) {
   const isWanted = () => moving === current && isFrameWanted();
   const moving = new Moving(name, isWanted, (bitmap) => segmentFrame(moving, bitmap));
   try {
@@ -130,6 +132,10 @@ async function openMoving(name, open) {
   } catch (error) {
     moving.end();
     throw error;
+  }
+  if (turn !== opening) {
+    moving.end();
+    return;
   }
   leaveCurrent();
   current = moving;
@@ -139,12 +145,14 @@ async function openMoving(name, open) {
 
 async function openFile(file) {
   const name = file.name || "pasted";
+  const turn = ++opening;
   try {
-    await openPicture(file, name);
+    await openPicture(file, name, turn);
   } catch {
     try {
-      await openMoving(name, (moving) => moving.openFile(file));
+      await openMoving(name, turn, (moving) => moving.openFile(file));
     } catch {
+      if (turn !== opening) return;
       complain(`${name} is not a picture or a video that this browser can read.`);
     }
   }
@@ -152,7 +160,7 @@ async function openFile(file) {
 
 async function openCamera() {
   try {
-    await openMoving("camera", (moving) => moving.openCamera());
+    await openMoving("camera", ++opening, (moving) => moving.openCamera());
   } catch (error) {
     const reasons = {
       NotAllowedError: "The camera was not allowed: change that beside the page's address.",
@@ -165,10 +173,12 @@ async function openCamera() {
 
 async function openSample(button) {
   const name = button.dataset.sample;
+  const turn = ++opening;
   try {
     const response = await fetch(`samples/${name}.jpg`);
     if (!response.ok) throw new Error(`samples/${name}.jpg is missing.`);
-    await openPicture(await response.blob(), `${name}.jpg`);
+    await openPicture(await response.blob(), `${name}.jpg`, turn);
+    if (turn !== opening) return;
     button.setAttribute("aria-pressed", "true");
   } catch (error) {
     complain(error.message);

@@ -18,6 +18,7 @@ export class Moving {
     this.url = URL.createObjectURL(blob);
     this.video.src = this.url;
     await this.#play();
+    if (!this.video.videoWidth) throw new Error("It has sound only, or pictures that this browser can't read.");
   }
 
   async openCamera() {
