@@ -224,9 +224,8 @@ def test_weights_beside_the_file_are_not_written_over(tiny, tmp_path):
     assert (tmp_path / "a.bin").read_text() == "a checkpoint"
 
 
-def test_programs_of_any_size_take_one_large_image(tmp_path):
-    export_model(shallow(), tmp_path / "a.pt2", "exported-program")
-    predictor = Predictor(tmp_path / "a.pt2", size=64)
+def test_programs_of_any_size_take_one_large_image(exported):
+    predictor = Predictor(exported("bssnet_t", "exported-program")[2], size=64)
     assert [found.labels.shape for found in predictor.batch([STREET, STREET])] == [(360, 480)] * 2
 
 

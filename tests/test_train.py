@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 from dataclasses import asdict, fields, replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -60,6 +61,12 @@ ROOT = Path(__file__).parents[1]
 def rows(path: Path) -> list[dict[str, str]]:
     with path.open(newline="") as file:
         return list(csv.DictReader(file))
+
+
+@pytest.fixture
+def narrow(monkeypatch):
+    """Runs train a network of a quarter of T's width: for what is not about the network."""
+    monkeypatch.setattr(parts, "create_model", partial(bssnet_zoo.create_model, dim=8))
 
 
 def command(*args: object) -> list[str]:
@@ -257,7 +264,7 @@ class TestRun:
         losses = [float(row["loss"]) for row in rows(finished[0] / "log.csv")]
         assert sum(losses[-2:]) < 0.8 * sum(losses[:2])
 
-    def test_without_matplotlib_and_tensorboard(self, tiny_recipe, tmp_path, monkeypatch, capsys):
+    def test_without_matplotlib_and_tensorboard(self, narrow, tiny_recipe, tmp_path, monkeypatch, capsys):
         monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
         monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", None)
         train(tiny_recipe.with_options(iterations=1), tmp_path)
@@ -306,7 +313,7 @@ class TestResume:
             assert a == b
         assert not (tmp_path / "run" / ".last-a1b2c3d4.pth").exists()
 
-    def test_validation_by_epochs(self, tiny_recipe, tmp_path):
+    def test_validation_by_epochs(self, narrow, tiny_recipe, tmp_path):
         """Sixteen images in batches of 3 are five iterations and a third: epochs end in iterations 6, 11 and 16."""
         train(replace(tiny_recipe, batch_size=3, epochs=3, validate_every=1, crop_size=(32, 32), lr=1e-4), tmp_path)
         assert [int(row["iteration"]) for row in rows(tmp_path / "val.csv")] == [6, 11, 16]
@@ -350,7 +357,7 @@ class TestResume:
         saved = torch.load(tmp_path / "run" / "last.pth", weights_only=True)
         assert saved["iteration"] == len(rows(log)) >= 2
 
-    def test_nan(self, tiny_recipe, tmp_path, monkeypatch):
+    def test_nan(self, narrow, tiny_recipe, tmp_path, monkeypatch):
         calls = []
 
         class Diverging(BSSNetLoss):
@@ -448,7 +455,7 @@ class TestGradients:
 
 class TestPrecision:
     @pytest.mark.parametrize("precision", ["bfloat16", "float16"])
-    def test_mixed(self, tiny_recipe, tmp_path, precision):
+    def test_mixed(self, narrow, tiny_recipe, tmp_path, precision):
         """All the trimmings at once: mixed precision, accumulation, clipping, frozen norms, layer decay."""
         recipe = replace(tiny_recipe.with_options(iterations=2), precision=precision, clip_grad=1., grad_accum=2,
                          freeze_bn=True, layer_decay=0.9, channels_last=False)

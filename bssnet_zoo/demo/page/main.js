@@ -14,6 +14,7 @@ let ready = false; // the network is there
 let missing = ""; // why it isn't
 let current; // {name, blob}, or a Moving
 let result; // the last one
+let loads = 0; // number of the network asked for last
 let opening = 0; // number of what was chosen last
 let number = 0; // of what was sent last
 let busy = false; // a frame is being segmented
@@ -51,7 +52,7 @@ function loadNetwork() {
   fillSizes();
   legend.setClasses(model.classes);
   describeLoading(`Loading ${model.name}`, 0);
-  send({ type: "load", name: model.name, backend: $("backend").value, side: side() });
+  send({ type: "load", load: ++loads, name: model.name, backend: $("backend").value, side: side() });
 }
 
 function side() {
@@ -210,8 +211,8 @@ const received = {
     else describeLoading("Preparing the network");
   },
 
-  ready({ name }) {
-    if (name !== model.name) return;
+  ready({ load }) {
+    if (load !== loads) return;
     ready = true;
     describeLoading(null);
     segmentCurrent();
@@ -243,8 +244,9 @@ const received = {
     setTimeout(() => URL.revokeObjectURL(link.href), 10000);
   },
 
-  problem({ during, message }) {
+  problem({ during, load, message }) {
     busy = false;
+    if (during === "load" && load !== loads) return; // another one is on its way
     complain(message);
     if (during !== "load") return;
     missing = message;

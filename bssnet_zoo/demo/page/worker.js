@@ -68,6 +68,7 @@ async function segment({ bitmap, side, moving, id }) {
   photo.getContext("2d").drawImage(picture, 0, 0);
   paint();
   picture.close();
+  bitmap.close(); // of which the picture may be a smaller copy
   if (classes.length !== shape[0]) throw new Error(`The model has ${shape[0]} classes, the page ${classes.length}.`);
   const { backend, precision, threads } = network;
   const facts = { milliseconds, backend, precision, threads, seen, moving };
@@ -79,13 +80,13 @@ async function segment({ bitmap, side, moving, id }) {
   }
 }
 
-async function load({ name, backend, side }) {
+async function load({ load: number, name, backend, side }) {
   const model = manifest.models.find((each) => each.name === name);
   await network?.end();
   network = undefined;
   const onProgress = (loaded, total) => postMessage({ type: "progress", loaded, total });
   network = await openNetwork(manifest, model, backend, seenSize(3, 4, side), base, onProgress);
-  postMessage({ type: "ready", name });
+  postMessage({ type: "ready", load: number });
 }
 
 async function save({ what, strength }) {
@@ -137,6 +138,7 @@ addEventListener("message", ({ data }) => {
     .then(() => actions[data.type](data))
     .catch((error) => {
       console.error(error);
-      postMessage({ type: "problem", during: data.type, id: data.id, message: error.message || String(error) });
+      const { type: during, load, id } = data;
+      postMessage({ type: "problem", during, load, id, message: error.message || String(error) });
     });
 });
