@@ -115,7 +115,8 @@ WEIGHTS = {
         "bssnet_t.camvid, widened to twice the channels without changing what it computes, then 6 epochs of the recipe "
         "camvid_720x960 on train+val of CamVid (468 images, 308 of them at full size) in batches of 4 at half of its "
         "learning rate. The weights are averaged (EMA). What bssnet_t.camvid learned from is in them too: "
-        "LabelMeFacade and an ImageNet encoder. That they replace B's earlier weights (64.02 %, for 360x480) was decided on test",
+        "LabelMeFacade and an ImageNet encoder. That they replace B's earlier weights (64.02 %, for 360x480) was "
+        "decided on test",
         {"miou": 67.24, "pixel_accuracy": 91.15, "other_streets": 64.6, "iou": {
             "sky": 91.00, "building": 81.68, "pole": 35.28, "road": 94.71, "sidewalk": 83.72, "tree": 76.58,
             "sign": 43.22, "fence": 33.77, "car": 86.45, "pedestrian": 54.10, "bicyclist": 59.12}},
