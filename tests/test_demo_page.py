@@ -288,7 +288,7 @@ def test_what_is_no_picture_is_said_and_the_last_one_stays(demo):
         file.setparams((1, 2, 8000, 8000, "NONE", ""))
         file.writeframes(bytes(16000))
     demo.choose_file("song.wav", sound.getvalue(), "audio/wav")
-    demo.page.wait_for_function("document.getElementById('problem').textContent.startsWith('song.wav is not')")
+    demo.page.wait_for_function("() => document.getElementById('problem').textContent.startsWith('song.wav is not')")
     assert demo.page.is_hidden("#pause")
     demo.choose_sample("dusk")
     assert demo.page.is_hidden("#problem")
@@ -297,7 +297,7 @@ def test_what_is_no_picture_is_said_and_the_last_one_stays(demo):
 def test_what_was_chosen_last_stays(demo):
     """Even if what was chosen before it comes later."""
     waiting = []
-    demo.page.route("**/samples/shops.jpg", waiting.append)
+    demo.page.route("**/samples/shops.jpg", lambda route: waiting.append(route))
     demo.page.click("[data-sample=shops]")
     demo.page.wait_for_timeout(200)
     with demo.result():
