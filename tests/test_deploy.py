@@ -204,10 +204,10 @@ def test_every_kind_of_model():
             model = bssnet_zoo.BSSNet(in_chans=4, dim=8, upsample=True, **kwargs).eval()
             deployed = bssnet_zoo.deploy(model)
             assert not deployed.aux_heads and deployed.train()(images).shape == model(images).shape
-            torch.testing.assert_close(deployed(images), model(images), rtol=1e-3, atol=1e-3)
+            torch.testing.assert_close(deployed(images), model(images), rtol=1e-3, atol=1e-4)
         pruned = bssnet_zoo.BSSNet(in_chans=4, dim=8).eval()
         pruned.prune_intermediate_layers([2])
-        torch.testing.assert_close(bssnet_zoo.deploy(pruned)(images), pruned(images), rtol=1e-3, atol=1e-3)
+        torch.testing.assert_close(bssnet_zoo.deploy(pruned)(images), pruned(images), rtol=1e-3, atol=1e-4)
 
 
 def test_precisions(pairs):

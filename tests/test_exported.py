@@ -85,6 +85,6 @@ def test_page_runs_without_torch(heading, tmp_path, monkeypatch):
     labels = np.load(tmp_path / "labels.npy")
     seen = Image.open(STREET).convert("RGB").resize((240, 180))
     expected = bssnet_zoo.Predictor("bssnet_t", backend="deploy", precision="float32", size="full")(seen).labels
-    assert (labels == expected).mean() > 0.99  # OpenVINO computes in bfloat16
+    assert (labels == expected).mean() > 0.995  # OpenVINO computes in bfloat16
     if road := re.search(r"road +([\d.]+)%", result.stdout):
         assert float(road[1]) == pytest.approx(100 * (labels == 3).mean(), abs=0.1)
