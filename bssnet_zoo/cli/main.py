@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from types import FrameType
 from typing import NoReturn
 
+from ..training.interrupt import ENDS
 from ..version import __version__
 from . import bench, convert, data, demo, evaluate, export, predict, publish, train, verify
 from . import list as list_
@@ -18,7 +19,6 @@ __all__ = ["build_parser", "main"]
 
 _logger = logging.getLogger(__name__)
 
-ENDS = [getattr(signal, name) for name in ("SIGTERM", "SIGHUP") if hasattr(signal, name)]
 VERBS = (predict, list_, convert, data, train, evaluate, bench, export, demo, publish, verify)
 
 

@@ -94,13 +94,18 @@ class PredictionSummary:
         return "\n".join(lines + [f"failed: {reason}" for reason in self.failed.values()])
 
 
-def find_sources(paths: Iterable[str | os.PathLike], out: Path) -> list[tuple[str | Path, Path]]:
+def find_sources(
+        paths: Iterable[str | os.PathLike],
+        out: Path,
+        recorded: Callable[[Path], bool] = lambda name: False,
+) -> list[tuple[str | Path, Path]]:
     """Images and videos and the names, relative and without suffix, for their results: folders are searched to the
     bottom.
 
     Args:
         paths: Files, folders, addresses of streams.
         out: The folder of the results, which are left out if they are there from before.
+        recorded: Whether a stream's name has results that must stay: what was recorded can't be had again.
 
     Raises:
         ValueError: A folder without images and videos.
@@ -121,7 +126,7 @@ def find_sources(paths: Iterable[str | os.PathLike], out: Path) -> list[tuple[st
             files = [(Path(path), Path(Path(path).stem))]
         for file, base in files:
             name, n = base, 1
-            while name in taken:
+            while name in taken or is_stream(file) and recorded(name):
                 n += 1
                 name = base.with_name(f"{base.name}-{n}")
             taken.add(name)
@@ -207,7 +212,14 @@ def predict_files(
         RuntimeError: There are videos, and PyAV isn't installed.
     """
     out, videos = Path(out), videos or VideoOptions()
-    found = process.agree(find_sources([paths] if isinstance(paths, (str, os.PathLike)) else paths, out))
+    outputs = videos.outputs
+
+    def recorded(name: Path) -> bool:
+        results = result_paths(out / name, outputs, VIDEO_ENDINGS).values()
+        return not (overwrite or skip_existing) and any(path.exists() for path in results)
+
+    paths = [paths] if isinstance(paths, (str, os.PathLike)) else paths
+    found = process.agree(find_sources(paths, out, recorded))
     if any(is_video(source) for source, _ in found):
         require_av()
     try:
@@ -219,14 +231,9 @@ def predict_files(
         raise ValueError("the model has no num_classes, which says how many classes to count")
     summary = PredictionSummary(classes, np.zeros(len(classes.names), dtype=np.int64))
     mine = []
-    for source, base in found[process.rank::process.world_size]:
-        name, n = base, 1
+    for source, name in found[process.rank::process.world_size]:
         kinds = (videos.outputs, VIDEO_ENDINGS) if is_video(source) else (images, IMAGE_ENDINGS)
         results = result_paths(out / name, *kinds).values()
-        while is_stream(source) and not (overwrite or skip_existing) and any(path.exists() for path in results):
-            n += 1  # what was recorded before can't be had again
-            name = base.with_name(f"{base.name}-{n}")
-            results = result_paths(out / name, *kinds).values()
         done = results and all(path.exists() for path in results) and not unfinished(out / name).exists()
         if skip_existing and done:
             summary.skipped += 1

@@ -6,11 +6,12 @@ from collections.abc import Callable
 from types import FrameType
 from typing import Any
 
-__all__ = ["StopRequest"]
+__all__ = ["ENDS", "StopRequest"]
 
 Handler = Callable[[int, FrameType | None], Any] | int | signal.Handlers | None
 
-SIGNALS = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)]
+ENDS = [getattr(signal, name) for name in ("SIGTERM", "SIGHUP") if hasattr(signal, name)]  # Windows has no SIGHUP
+SIGNALS = [signal.SIGINT, *ENDS]
 
 
 class StopRequest:
