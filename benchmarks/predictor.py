@@ -71,6 +71,8 @@ def main() -> None:
     parser.add_argument("--batch-sizes", type=int, nargs="+", help="compare these instead")
     args = parser.parse_args()
     if args.batch_sizes:
+        if min(args.batch_sizes) < 1:
+            parser.error(f"--batch-sizes must be 1 or more, got {min(args.batch_sizes)}")
         cells = [f"{what}, {batch}" for what in ("network", "all") for batch in args.batch_sizes]
         print(f"| model | backend | precision | {' | '.join(cells)} |\n|{'---|' * (3 + len(cells))}")
         for name in args.models:
