@@ -467,9 +467,10 @@ class TestBadInput:
                 [sys.executable, "-m", "bssnet_zoo", "predict", address, "--out", str(tmp_path), *RUN],
                 stderr=subprocess.PIPE, text=True)
             try:
-                server.accept()
-                process.send_signal(signal.SIGINT)
-                assert process.wait(120) in (1, 130) and "Traceback" not in process.stderr.read()
+                connection, _ = server.accept()  # which would be closed if nobody held it
+                with connection:
+                    process.send_signal(signal.SIGINT)
+                    assert process.wait(120) in (1, 130) and "Traceback" not in process.stderr.read()
             finally:
                 process.kill()
         assert list(tmp_path.iterdir()) == []
