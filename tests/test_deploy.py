@@ -23,6 +23,7 @@ import bssnet_zoo
 from bssnet_zoo.benchmark import backends
 from bssnet_zoo.data.images import load_image
 from bssnet_zoo.deployment import rewrites
+from bssnet_zoo.deployment.graph import ShuffledUpsample, for_runtime
 from bssnet_zoo.deployment.rewrites import BlendWeights, StripStem, UpsampleConvReLU, channel_max, transposed_pays
 from bssnet_zoo.inference.resize import resize_logits
 from bssnet_zoo.models.summary import count_multiply_adds
@@ -109,7 +110,22 @@ def test_upsample_conv(coarse, fine, always, monkeypatch):
     conv = nn.Conv2d(3, 5, 3, padding=1, dtype=torch.float64).requires_grad_(False)
     x = torch.randn(2, 3, *coarse, dtype=torch.float64)
     expected = F.conv2d(F.interpolate(x, size=fine, mode="nearest"), conv.weight, conv.bias, padding=1).relu()
-    torch.testing.assert_close(UpsampleConvReLU(conv)(x, *fine), expected)
+    upsample = UpsampleConvReLU(conv)
+    torch.testing.assert_close(upsample(x, *fine), expected)
+    if fine == (2 * coarse[0], 2 * coarse[1]):
+        torch.testing.assert_close(ShuffledUpsample(upsample.transposed).double()(x), expected)
+
+
+@pytest.mark.parametrize("runtime", ["openvino", "onnxruntime", "onnxruntime-int8", "torch"])
+@pytest.mark.parametrize("fixed_size", [False, True])
+def test_what_files_compute(pairs, variant, runtime, fixed_size):
+    model, deployed = pairs(variant)
+    rewritten = for_runtime(copy.deepcopy(deployed), runtime, fixed_size)
+    for size in ((64, 128), (90, 150)):  # maps that are doubled, and not
+        images = street(model, size)
+        with torch.inference_mode():
+            expected, logits = deployed(images), rewritten(images)
+        torch.testing.assert_close(logits, expected, rtol=0, atol=1e-4 * expected.abs().max().item())
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])

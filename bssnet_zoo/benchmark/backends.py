@@ -38,7 +38,7 @@ class Backend:
         precisions: What it can compute in.
         devices: Where; empty for all.
         upsample: How the x2 resizes are computed, which decides the multiply-adds: "plain", as `deploy` writes them
-            ("deploy"), or "exported" as a file for OpenVINO has them.
+            ("deploy"), or "exported" as a file for OpenVINO has them, and any in int8.
         peers: Whether it is run for peers.
         format: `export_model`'s format of the file that it reads, if it reads one.
     """
@@ -76,6 +76,11 @@ class Side:
 
     def __str__(self) -> str:
         return f"{self.model} {self.backend} {self.precision}"
+
+    @property
+    def upsample(self) -> str:
+        """`Backend.upsample` in this precision."""
+        return "exported" if self.precision == "int8" else BACKENDS[self.backend].upsample
 
     def why_not(self, device: torch.device) -> str | None:
         """Why there is no such side, if there is none."""

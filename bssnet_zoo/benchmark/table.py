@@ -107,7 +107,7 @@ def bench_size(sides: Sequence[Side], size: Sequence[int], settings: Settings) -
             continue
         results.append(result(
             side, timings[side], timings[Side(side.model, *BASELINE)],
-            counts[side.model][BACKENDS[side.backend].upsample], peaks.get(side.precision), size))
+            counts[side.model][side.upsample], peaks.get(side.precision), size))
     if not results:
         raise ValueError("; ".join(f"{', '.join(names)}: {reason}" for reason, names in unavailable.items()))
     return {"size": list(size), "peaks": peaks, "results": results, "unavailable": unavailable}

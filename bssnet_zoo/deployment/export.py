@@ -163,7 +163,8 @@ def export_model(
     with whole_files(path) as temporary, warnings.catch_warnings():
         warnings.simplefilter("ignore")  # the exporters' own
         try:
-            converted = kind.convert(graph.eval(), size)
+            convert = kind.convert_int8 if files and kind.convert_int8 else kind.convert
+            converted = convert(graph.eval(), size)
         except OSError:
             raise
         except Exception as error:  # each exporter has its own

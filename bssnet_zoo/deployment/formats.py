@@ -3,6 +3,7 @@ import errno
 import json
 import tempfile
 from collections.abc import Callable, Sequence
+from functools import partial
 from io import BytesIO
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -122,6 +123,7 @@ class Format(NamedTuple):
         convert: From an `ExportedGraph` and the size of the images to the format's own object.
         write: Writes that object with the metadata.
         packages: What ``convert`` and ``write`` need besides torch.
+        convert_int8: ``convert`` for ``quantize``, where it isn't the same.
         quantize: From the format's object and calibration files to one in int8.
         int8_packages: What ``quantize`` needs besides.
         check_sizes: Where a file for any size is compared, None is the image's own size.
@@ -132,6 +134,7 @@ class Format(NamedTuple):
     convert: Callable
     write: Callable
     packages: tuple[str, ...] = ()
+    convert_int8: Callable | None = None
     quantize: Callable | None = None
     int8_packages: tuple[str, ...] = ()
     check_sizes: tuple[tuple[int, int] | None, ...] = (None, (131, 200))
@@ -139,9 +142,10 @@ class Format(NamedTuple):
 
 FORMATS = {
     "onnx": Format(".onnx", ("float32", "float16", "int8"), convert_onnx, write_onnx,
-                   ("onnx", "onnxscript", "onnxruntime"), quantize_onnx),
+                   ("onnx", "onnxscript", "onnxruntime"), partial(convert_onnx, runtime="onnxruntime-int8"),
+                   quantize_onnx),
     "openvino": Format(".xml", ("float32", "float16", "int8"), convert_openvino, write_openvino,
-                       ("onnx", "onnxscript", "openvino"), quantize_openvino, ("nncf",)),
+                       ("onnx", "onnxscript", "openvino"), None, quantize_openvino, ("nncf",)),
     "torchscript": Format(".torchscript", tuple(PRECISIONS), convert_torchscript, write_torchscript),
     "exported-program": Format(".pt2", tuple(PRECISIONS), export_program, write_program, check_sizes=((520, 716),)),
 }

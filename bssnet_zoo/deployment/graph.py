@@ -20,63 +20,101 @@ ModuleT = TypeVar("ModuleT", bound=nn.Module)
 
 
 class ExportedUpsample(nn.Module):
-    """`UpsampleConvReLU` for a file: a plain resize and convolution, or a transposed convolution to exactly x2.
+    """`UpsampleConvReLU` for a file: resize and convolution, or ``doubled`` where the size is exactly twice the map's.
 
-    OpenVINO computes the latter faster and ONNX Runtime the former. What `UpsampleConvReLU` does at odd sizes becomes
-    operators that both are slow at.
+    What `UpsampleConvReLU` does at odd sizes becomes operators that runtimes are slow at.
     """
 
-    def __init__(self, upsample: UpsampleConvReLU, transposed: bool):
+    def __init__(self, upsample: UpsampleConvReLU, doubled: nn.Module | None):
         super().__init__()
         self.upsample = upsample
-        self.transposed = transposed
+        self.doubled = doubled
 
     def forward(self, x: torch.Tensor, height: int, width: int) -> torch.Tensor:
-        if self.transposed and (height, width) == (2 * x.shape[2], 2 * x.shape[3]):
-            return self.upsample.twice(x)
+        if self.doubled is not None and (height, width) == (2 * x.shape[2], 2 * x.shape[3]):
+            return self.doubled(x)
         return self.upsample.plain(x, height, width)
 
     def twice(self, x: torch.Tensor) -> torch.Tensor:
         return self(x, 2 * x.shape[2], 2 * x.shape[3])
 
 
-class ExportedBlendWeights(nn.Module):
-    """`BlendWeights` for ONNX Runtime: its sums and maxima over channels take 2 to 9 times as long as the same by a
-    convolution with ones and by halves.
+class ShuffledUpsample(nn.Module):
+    """The transposed convolution of `UpsampleConvReLU` and its ReLU, for ONNX Runtime, which has none in int8.
+
+    A 2x2 convolution whose output p sees the coarse pixels p - 1 and p makes the fine pixels 2p - 1 and 2p, in each
+    direction. They are put in place with the channels last, as ONNX Runtime has int8 maps.
     """
 
-    attention_ones: torch.Tensor  # int8 leaves what is named attention alone
+    def __init__(self, transposed: nn.ConvTranspose2d):
+        super().__init__()
+        inputs, outputs = transposed.in_channels, transposed.out_channels
+        # the transposed kernel's tap 2 - 2k + s goes from coarse pixel p - 1 + k to fine pixel 2p - 1 + s
+        weight = transposed.weight.reshape(inputs, outputs, 2, 2, 2, 2).flip(2, 4)  # i, o, ky, sy, kx, sx
+        self.conv = nn.Conv2d(inputs, 4 * outputs, 2, padding=1).requires_grad_(False)
+        assert self.conv.bias is not None and transposed.bias is not None
+        self.conv.weight.data = weight.permute(3, 5, 1, 0, 2, 4).reshape(4 * outputs, inputs, 2, 2).contiguous()
+        self.conv.bias.data = transposed.bias.data.repeat(4)
 
-    def __init__(self, weights: BlendWeights):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        y = F.relu(self.conv(x)).permute(0, 2, 3, 1)
+        n, height, width, channels = y.shape
+        y = y.reshape(n, height, width, 2, 2, channels // 4).permute(0, 1, 3, 2, 4, 5)
+        y = y.reshape(n, 2 * height, 2 * width, channels // 4)
+        return y[:, 1:-1, 1:-1].permute(0, 3, 1, 2)
+
+
+class ExportedBlendWeights(nn.Module):
+    """`BlendWeights` for ONNX Runtime, whose sums and maxima over channels take 2 to 9 times as long as they need.
+
+    In float they are made by a convolution with ones and by halves, in int8 with the channels last, as the maps are.
+    """
+
+    attention_ones: torch.Tensor
+
+    def __init__(self, weights: BlendWeights, channels_last: bool):
         super().__init__()
         self.attention = weights.attention
+        self.channels_last = channels_last
         first: Any = weights.attention[0]
         self.register_buffer("attention_ones", first.conv.weight.new_ones(1, weights.channels, 1, 1), persistent=False)
 
     def forward(self, features: list[torch.Tensor]) -> torch.Tensor:
-        statistics: list[torch.Tensor] = []
-        for feature in features:
-            statistics.append(F.conv2d(feature, self.attention_ones))
-            while feature.shape[1] % 2 == 0:
-                first, second = feature.chunk(2, dim=1)
-                feature = torch.maximum(first, second)
-            statistics.append(feature if feature.shape[1] == 1 else feature.amax(dim=1, keepdim=True))
-        return torch.sigmoid(self.attention(torch.cat(statistics, dim=1)))
+        statistics = torch.cat([statistic for feature in features for statistic in (
+            self._channels_last(feature) if self.channels_last else self._channels_first(feature))], dim=1)
+        return torch.sigmoid(self.attention(statistics))
+
+    def _channels_last(self, feature: torch.Tensor) -> list[torch.Tensor]:
+        pixels = feature.permute(0, 2, 3, 1).flatten(1, 2)  # flat, or ONNX Runtime finds the channels first again
+        return [statistic.unflatten(1, feature.shape[2:]).unsqueeze(1) for statistic in (
+            pixels.sum(dim=2), pixels.amax(dim=2))]
+
+    def _channels_first(self, feature: torch.Tensor) -> list[torch.Tensor]:
+        total = F.conv2d(feature, self.attention_ones)
+        while feature.shape[1] % 2 == 0:
+            first, second = feature.chunk(2, dim=1)
+            feature = torch.maximum(first, second)
+        return [total, feature if feature.shape[1] == 1 else feature.amax(dim=1, keepdim=True)]
 
 
 def for_runtime(module: ModuleT, runtime: str, fixed_size: bool = False) -> ModuleT:
-    """Puts `ExportedUpsample`, and for ONNX Runtime `ExportedBlendWeights`, into a deployed model.
+    """Puts what a runtime is fast at into a deployed model.
 
     Args:
         module: The model, or what holds it.
-        runtime: onnxruntime, openvino or torch.
+        runtime: openvino, onnxruntime, onnxruntime-int8 or torch.
         fixed_size: It sees images of one size: for any size, a map may be doubled or not.
     """
     for name, child in module.named_children():
         if isinstance(child, UpsampleConvReLU):
-            setattr(module, name, ExportedUpsample(child, transposed=runtime == "openvino" and fixed_size))
-        elif isinstance(child, BlendWeights) and runtime == "onnxruntime":
-            setattr(module, name, ExportedBlendWeights(child))
+            doubled: nn.Module | None = None
+            if fixed_size and runtime == "openvino":
+                doubled = nn.Sequential(child.transposed, nn.ReLU())
+            elif fixed_size and runtime == "onnxruntime-int8":
+                doubled = ShuffledUpsample(child.transposed)
+            setattr(module, name, ExportedUpsample(child, doubled))
+        elif isinstance(child, BlendWeights) and runtime.startswith("onnxruntime"):
+            setattr(module, name, ExportedBlendWeights(child, channels_last=runtime == "onnxruntime-int8"))
         else:
             for_runtime(child, runtime, fixed_size)
     return module
