@@ -207,6 +207,19 @@ class TestCommand:
         assert out.startswith(f"{folder}, split val\n") and f"mIoU             {100 * expected.miou:7.3f}" in out
         assert "best.pth was trained on trainval, and val is part of it" in caplog.text
 
+    def test_windows_slide_over_whole_images(self, folder, tmp_path, monkeypatch, caplog):
+        sizes = []
+        monkeypatch.setattr(eval_cli, "evaluate", lambda model, dataset, **_: sizes.append(dataset.transform.size))
+        recipe = RECIPES["camvid_480x360"].with_options(data=folder, train_split="val", val_size=(64, 128))
+        save_recipe(recipe, tmp_path / "recipe.yaml")
+        torch.save(bssnet_zoo.create_model("bssnet_t", num_classes=3).state_dict(), tmp_path / "best.pth")
+        for options in ([], ["--sliding-window", "64x128"], ["--sliding-window", "32x32", "--size", "48"]):
+            arguments = ["--checkpoint", str(tmp_path / "best.pth"), "--split", "val", *options]
+            # named in another way, it is the same folder
+            assert cli.main(["eval", *arguments, "--data", f"{folder}/."]) == 0
+        assert sizes == [(64, 128), None, (48,)]
+        assert caplog.text.count("best.pth was trained on val, and val is part of it") == 3
+
     def test_size_is_what_the_weights_were_made_for(self, folder, tmp_path, monkeypatch):
         sizes, classes = [], ClassInfo(("sky", "road", "car"), CAMVID.palette[:3])
         monkeypatch.setattr(eval_cli, "evaluate", lambda model, dataset, **_: sizes.append(dataset.transform.size))
@@ -217,6 +230,8 @@ class TestCommand:
                 arguments = ["--checkpoint", str(tmp_path / f"{name}.safetensors"), "--data", folder, *size]
                 assert cli.main(["eval", *arguments]) == 0
         assert sizes == [[64], (48,), None, None, (48,), None]
+        zoo = WEIGHTS["bssnet_t.camvid"].path  # says nothing of itself
+        assert eval_cli.size_made_for(bssnet_zoo.create_model("bssnet_t", checkpoint_path=zoo), zoo) == [720]
         assert eval_cli.size_made_for(bssnet_zoo.create_model("bssnet_t"), None) == [min(SIZES["bssnet_t"])]
 
     @pytest.mark.parametrize("args, message", [

@@ -27,6 +27,7 @@ from bssnet_zoo.files import sha256
 from bssnet_zoo.hub import publish, stage
 from bssnet_zoo.models import weights
 from bssnet_zoo.models.verify import verify_weights
+from bssnet_zoo.training.recipes import RECIPES
 
 T = weights.WEIGHTS["bssnet_t.camvid"]
 STREET = weights.ASSETS / "street.png"
@@ -220,6 +221,14 @@ class TestStage:
         options = {**own, "checkpoint": tmp_path / "plain.safetensors", "size": (64, 96)}
         stage("bssnet_t.roads", "me", tmp_path / "out", **options)
         assert json.loads((tmp_path / "out/config.json").read_text())["pretrained_cfg"]["input_size"] == [3, 64, 96]
+        card = ModelCard.load(tmp_path / "out/README.md")
+        assert card.data.eval_results is None and "No accuracy was measured" in card.text
+
+    def test_accuracy_on_what_it_was_trained_on_is_not_claimed(self, own, tmp_path):
+        recipe = RECIPES["finetune"].with_options(data=own["data"], train_split="trainval")
+        save_file(load_file(own["checkpoint"]), tmp_path / "seen.safetensors", metadata={
+            "miou": "0.9", "split": "val", "recipe": str(recipe)})
+        stage("bssnet_t.roads", "me", tmp_path / "out", **{**own, "checkpoint": tmp_path / "seen.safetensors"})
         card = ModelCard.load(tmp_path / "out/README.md")
         assert card.data.eval_results is None and "No accuracy was measured" in card.text
 

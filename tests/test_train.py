@@ -28,6 +28,7 @@ from bssnet_zoo.cli import main
 from bssnet_zoo.cli.train import add_recipe_arguments, recipe_from_arguments
 from bssnet_zoo.distributed import Process
 from bssnet_zoo.losses import BSSNetLoss
+from bssnet_zoo.models import WEIGHTS
 from bssnet_zoo.models.smp import Renormalize, SmpModel
 from bssnet_zoo.training import loop, parts
 from bssnet_zoo.training.distillation import create_teacher, distillation_loss
@@ -357,6 +358,33 @@ class TestResume:
         saved = torch.load(tmp_path / "run" / "last.pth", weights_only=True)
         assert saved["iteration"] == len(rows(log)) >= 2
 
+    def test_ends_in_its_first_validation(self, narrow, tiny_recipe, tmp_path, monkeypatch):
+        """It goes on with that validation."""
+        recipe = replace(tiny_recipe, checkpoint_every=1000)
+        train(recipe, tmp_path / "straight")
+        with monkeypatch.context() as patch:
+            patch.setattr(loop, "save_strip", lambda *args: 1 / 0)
+            with pytest.raises(ZeroDivisionError):
+                train(recipe, tmp_path / "broken")
+        assert rows(tmp_path / "broken" / "val.csv") and (tmp_path / "broken" / "best.safetensors").exists()
+        train(recipe, tmp_path / "broken", resume=True)
+        assert rows(tmp_path / "broken" / "val.csv") == rows(tmp_path / "straight" / "val.csv")
+        assert_equal(*(torch.load(tmp_path / name / "last.pth", weights_only=True) for name in ("straight", "broken")))
+
+    def test_teacher_given_in_python(self, narrow, tiny_recipe, tmp_path, capsys):
+        """Without it, the run doesn't go on."""
+        teacher = nn.Conv2d(3, 3, 1)
+        train(tiny_recipe, tmp_path, teacher=teacher, stop_epoch=1)
+        assert f"train(recipe, {str(tmp_path)!r}, resume=True, teacher=...)" in capsys.readouterr().out
+        with pytest.raises(ValueError, match="has a teacher that was given in Python"):
+            train(tiny_recipe, tmp_path, resume=True)
+        train(tiny_recipe, tmp_path, resume=True, teacher=teacher)
+        assert all(float(row["distill"]) > 0 for row in rows(tmp_path / "log.csv"))
+
+    def test_data_without_a_kind(self, narrow, tiny_recipe, tmp_path):
+        train(replace(tiny_recipe, data=tiny_recipe.data.removeprefix("folder:")), tmp_path, stop_epoch=1)
+        assert load_recipe(tmp_path / "recipe.yaml").data == tiny_recipe.data
+
     def test_nan(self, narrow, tiny_recipe, tmp_path, monkeypatch):
         calls = []
 
@@ -384,7 +412,9 @@ def test_augmentation_of_the_recipe(tiny_recipe):
     assert dataset.class_mix == 0.4 and val_set.class_mix == 0
 
 
-@pytest.mark.parametrize("options", [{"class_mix": 2.}, {"gamma": -1.}, {"scale_range": (2., 0.5)}, {"data": "x:y"}])
+@pytest.mark.parametrize("options", [
+    {"class_mix": 2.}, {"gamma": -1.}, {"scale_range": (2., 0.5)}, {"data": "x:y"}, {"batch_size": 4, "grad_accum": 3},
+    {"loss_weights": (1., 1.)}, {"weighted": False, "init": str(WEIGHTS["bssnet_t.camvid"].path)}])
 def test_refused_before_a_folder_is_made(tiny_recipe, options, tmp_path):
     with pytest.raises(ValueError):
         train(replace(tiny_recipe, **options), tmp_path / "run")
@@ -499,6 +529,9 @@ class TestWiderAndOther:
         recipe = replace(tiny_recipe.with_options(iterations=1), weighted=False)
         train(recipe, tmp_path)
         assert main(["eval", "--checkpoint", str(tmp_path / "best.safetensors"), "--workers", "0"]) == 0
+        for name in ("best.safetensors", "last.pth"):
+            model = bssnet_zoo.create_model("bssnet_t", checkpoint_path=tmp_path / name)
+            assert model.decoder.fuse.attention is None
 
     def test_encoder_decoder(self, tiny_recipe, tmp_path):
         """It trains, teaches and is evaluated; encoder weights of other names fit if their shapes do."""

@@ -186,6 +186,7 @@ def make_onnxruntime(file: str, side: Side, size: Sequence[int], settings: Setti
 
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = settings.threads
+    options.add_session_config_entry("session.x64quantprecision", "1")  # as `ExportedModel` has it: no overflow
     session = onnxruntime.InferenceSession(file, options, providers=["CPUExecutionProvider"])
     images = {session.get_inputs()[0].name: street(size).numpy()}
     return lambda: session.run(None, images)[0]

@@ -7,15 +7,15 @@ import torch
 from torch import nn
 
 from ..data.check import check_dataset
-from ..data.datasets import SPLITS, default_split, open_dataset
+from ..data.datasets import default_split, open_dataset, with_kind
 from ..data.transforms import EvalTransform
 from ..deployment.exported import ExportedModel, is_exported
 from ..device import PRECISIONS
 from ..distributed import end_process, init_process
 from ..evaluation.accuracy import evaluate
 from ..models.classes import shown_size, trained_size
-from ..models.notes import noted_config, read_notes
 from ..models.smp import create_network
+from ..models.weights import checkpoint_config
 from ..training.run_folder import run_recipe
 from .options import Verbs, height_and_width, image_size
 
@@ -54,9 +54,12 @@ def run(args: argparse.Namespace) -> int:
     data = args.data or (recipe.data if recipe else None)
     if data is None:
         raise ValueError("say what to evaluate on: --data camvid:DIR, cityscapes:DIR, nightcity:DIR or folder:DIR")
+    data = with_kind(data)
     split = args.split or (recipe.val_split if recipe else default_split(data))
     exported = ExportedModel(args.checkpoint, precision=args.precision) if is_exported(args.checkpoint) else None
-    size = args.size or (exported and exported.size) or (recipe.val_size if recipe else None)
+    size = args.size
+    if size is None and not args.sliding_window:
+        size = (exported and exported.size) or (recipe.val_size if recipe else None)
     model_name = args.model or (recipe.model if recipe else "bssnet_t")
     if exported:
         check_exported(args, exported)
@@ -64,7 +67,7 @@ def run(args: argparse.Namespace) -> int:
     dataset = open_dataset(data, split)
     if process.primary:
         check_dataset(dataset)
-    if recipe and recipe.data == data and set(SPLITS[split]) & set(SPLITS[recipe.train_split]):
+    if recipe and recipe.trains_on(data, split):
         _logger.warning("%s was trained on %s, and %s is part of it: this is no measure of other images",
                         args.checkpoint, recipe.train_split, split)
     model = exported or create_network(
@@ -89,9 +92,8 @@ def size_made_for(model: nn.Module, checkpoint: str | None) -> list[int] | None:
     """The shorter side that the weights were made for, as `Predictor` takes it; None if they don't say."""
     if isinstance(model, ExportedModel):
         return shown_size(model.trained_size)
-    if checkpoint:
-        return shown_size(noted_config(read_notes(checkpoint), checkpoint).get("input_size", ())[1:])
-    return shown_size(trained_size(model))
+    config = checkpoint_config(checkpoint, num_classes=0) if checkpoint else {}  # of our own weights it has nothing
+    return shown_size(config.get("input_size", ())[1:] if config else trained_size(model))
 
 
 def check_exported(args: argparse.Namespace, exported: ExportedModel) -> None:

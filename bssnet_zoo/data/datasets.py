@@ -268,6 +268,23 @@ def dataset_classes(spec: str) -> ClassInfo:
     return _meanings(kind, Path(root).expanduser())[0]
 
 
+def with_kind(spec: str) -> str:
+    """``KIND:DIR`` for ``DIR``, whose kind is found out from the folders in it; as it is if they don't tell."""
+    if spec.partition(":")[0] in KINDS:
+        return spec
+    root = Path(spec).expanduser()
+    kinds = (layout.kind for layout in LAYOUTS for part in ("train", "val", "test")
+             if all(folder.is_dir() for folder in layout.folders(root, part)))
+    return next((f"{kind}:{spec}" for kind in kinds), spec)
+
+
+def same_data(spec: str, other: str) -> bool:
+    """Whether two ``KIND:DIR`` are the same data: of ``folder`` in one place, of a named data set anywhere."""
+    (kind, _, root), (other_kind, _, other_root) = spec.partition(":"), other.partition(":")
+    return kind == other_kind and (
+        kind != "folder" or Path(root).expanduser().resolve() == Path(other_root).expanduser().resolve())
+
+
 def default_split(data: str) -> str:
     """The split of a data set ``KIND:DIR`` to evaluate on unless told otherwise."""
     return "test" if data.startswith("camvid:") else "val"

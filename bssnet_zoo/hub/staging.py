@@ -76,10 +76,12 @@ def _own_provenance(notes: Mapping[str, str], data: str, license: str) -> Proven
     kind, _, root = data.partition(":")
     dataset = DATASET_NAMES.get(kind) or Path(root).expanduser().resolve().name
     size = [int(digits) for digits in re.findall(r"\d+", notes.get("size", ""))]
+    recipe = parse_recipe(notes["recipe"], "the checkpoint's recipe") if "recipe" in notes else None
+    seen = recipe is not None and "split" in notes and recipe.trains_on(recipe.data, notes["split"])
     return Provenance(
         dataset=dataset, dataset_id="-".join(dataset.lower().split()), data=f"{kind}:DIR",
         training=f"on {dataset}, by the publisher of this repository", license=license,
-        metrics={"miou": round(100 * float(notes["miou"]), 2)} if "miou" in notes else {},
+        metrics={"miou": round(100 * float(notes["miou"]), 2)} if "miou" in notes and not seen else {},
         split=notes.get("split"), size=(size[0], size[1]) if size else None,
         precision=notes.get("precision", "float32"))
 

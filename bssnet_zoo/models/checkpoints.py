@@ -30,6 +30,7 @@ _logger = logging.getLogger(__name__)
 WIDTHS = {32: "bssnet_t", 64: "bssnet_b"}
 StateDict = dict[str, torch.Tensor]
 
+UMF_WEIGHTS = "decoder.fuse.attention."
 EMA_COPIES = ("state_dict_ema", "model_ema", "ema_state_dict")
 PLAIN_COPIES = ("state_dict", "model")
 WRAPPER_PREFIXES = ("_orig_mod.", "module.")
@@ -257,6 +258,12 @@ def checkpoint_num_classes(state_dict: StateDict) -> int | None:
     return None if classifier is None else classifier.shape[0]
 
 
+def is_plain_sum(state_dict: StateDict) -> bool:
+    """Whether a checkpoint in our names is of a network that fuses its branches without UMF's weights."""
+    return "decoder.fuse.convs.1.conv.weight" in state_dict and not any(
+        name.startswith(UMF_WEIGHTS) for name in state_dict)
+
+
 def checkpoint_architecture(state_dict: StateDict) -> str:
     """The model that a checkpoint in our names fits, by the width of its stem.
 
@@ -289,6 +296,9 @@ def _fit(state_dict: StateDict, model: nn.Module, adaptable: set[str]) -> StateD
         raise ValueError(
             f"the checkpoint is of another model{fits}: {name} has shape {tuple(state_dict[name].shape)}, here "
             f"{tuple(target[name].shape)}; {len(wrong)} tensors differ ({_few(wrong)})")
+    if unknown and all(name.startswith(UMF_WEIGHTS) for name in unknown):
+        raise ValueError("the checkpoint fuses its branches by UMF, the model by a plain sum (weighted=False): start "
+                         "such a model from a trunk (pidnet_in1k) or from nothing")
     if unknown:
         raise ValueError(f"the checkpoint has {len(unknown)} tensors that this model lacks: {_few(unknown)}")
 

@@ -9,7 +9,13 @@ from timm.models._hub import hf_split
 from torch import nn
 
 from .bssnet import as_bssnet
-from .checkpoints import checkpoint_architecture, checkpoint_num_classes, load_checkpoint, read_checkpoint
+from .checkpoints import (
+    checkpoint_architecture,
+    checkpoint_num_classes,
+    is_plain_sum,
+    load_checkpoint,
+    read_checkpoint,
+)
 from .weights import checkpoint_config, hub_file
 
 __all__ = ["create_model", "create_trained_model", "list_models", "open_model"]
@@ -85,8 +91,11 @@ def create_model(
         return timm.create_model(model_name, True, pretrained_cfg, pretrained_cfg_overlay=overlay, **kwargs)
     if checkpoint_path is None:
         return timm.create_model(model_name, pretrained=pretrained, pretrained_cfg=pretrained_cfg, **kwargs)
+    state_dict = read_checkpoint(checkpoint_path)
     if kwargs.get("num_classes") is None:
-        kwargs["num_classes"] = checkpoint_num_classes(read_checkpoint(checkpoint_path))
+        kwargs["num_classes"] = checkpoint_num_classes(state_dict)
+    if "weighted" not in kwargs and is_plain_sum(state_dict):
+        kwargs["weighted"] = False
     model = as_bssnet(timm.create_model(model_name, pretrained=pretrained, pretrained_cfg=pretrained_cfg, **kwargs))
     load_checkpoint(model, checkpoint_path)
     model.pretrained_cfg.update(checkpoint_config(checkpoint_path, model.num_classes))

@@ -19,7 +19,7 @@ from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 from ..data.check import check_dataset, distorted, fingerprint, missing_classes
-from ..data.datasets import SegmentationDataset
+from ..data.datasets import SegmentationDataset, with_kind
 from ..data.sampler import TrainSampler
 from ..device import PRECISIONS, keep_freed_memory
 from ..distributed import Process, init_process
@@ -94,7 +94,9 @@ def train(
     if process.device.type == "cpu":
         keep_freed_memory()
     # all that refuses what can't work, before a folder is made
+    recipe = replace(recipe, data=with_kind(recipe.data))
     train_set, val_set = open_datasets(recipe)
+    train_sampler(train_set, recipe, process, 0)
     num_classes = len(train_set.classes.names)
     iterations = recipe.iterations or math.ceil(recipe.epochs * len(train_set) / recipe.batch_size)
     begun = resume and (Path(output) / "last.pth").exists()  # which has all weights
@@ -103,11 +105,14 @@ def train(
     if feature_teacher is not None:
         feature_teacher.to(process.device)
         projections = create_projections(as_bssnet(student), feature_teacher).to(process.device)
+    criterion = create_criterion(student, recipe, train_set.ignore_index).to(process.device)
     state = create_state(student, recipe, iterations, projections)
+    state.taught = teacher is not None
     teacher = prepare_teacher(teacher, recipe, num_classes, process)
     with open_run_folder(Path(output), recipe, resume, process.primary) as checkpoint:
         return _train(
-            recipe, process, train_set, val_set, iterations, state, checkpoint, teacher, feature_teacher, stop_epoch)
+            recipe, process, train_set, val_set, iterations, state, criterion, checkpoint, teacher, feature_teacher,
+            stop_epoch)
 
 
 def _train(
@@ -117,6 +122,7 @@ def _train(
         val_set: SegmentationDataset,
         iterations: int,
         state: TrainState,
+        criterion: BSSNetLoss | PlainLoss,
         checkpoint: Path,
         teacher: nn.Module | None,
         feature_teacher: nn.Module | None,
@@ -133,6 +139,8 @@ def _train(
             raise ValueError(f"{recipe.data}, {recipe.val_split}: images must be {MIN_SIZE} pixels high and wide or "
                              f"more, one has {smallest}: give --val-size")
         warnings += distorted(scans, recipe.val_size, recipe.val_split)
+        if recipe.trains_on(recipe.data, recipe.val_split):
+            warnings.append(f"{recipe.val_split} is trained on: validation says that the run goes well, no more")
     if (warmup := warmup_iterations(recipe, iterations)) < recipe.warmup_iterations:
         warnings.append(f"The run has {iterations} iterations: a warm-up of {warmup} instead of "
                         f"{recipe.warmup_iterations}")
@@ -143,17 +151,21 @@ def _train(
     if checkpoint.exists():
         state.load(checkpoint)
     model = wrap_model(state, recipe, process)
-    criterion = create_criterion(state.model, recipe, train_set.ignore_index).to(process.device)
     sampler = train_sampler(train_set, recipe, process, state.iteration)
     batches = train_batches(train_set, sampler, recipe, process.device)
     log = RunLog(checkpoint.parent, LOG_NAMES, classes.names, state.iteration, iterations, recipe.batch_size,
-                 enabled=process.primary)
+                 enabled=process.primary, unvalidated=state.unvalidated)
 
     stopped = False
     with StopRequest() as stop, closing(log), closing(batches):
         log.say(f"{recipe}{len(train_set)} images to train on, {len(val_set)} to validate, iteration {state.iteration}")
         for line in warnings:
             log.say(line)
+        if state.unvalidated:  # it ended in there
+            validate(state, val_set, recipe, process, log, checkpoint.parent)
+            if process.primary:
+                state.save(checkpoint)
+            log.resume_clock()
         while state.iteration < last and not stopped:
             process.seed(recipe.seed, state.iteration)
             losses = forward_backward(
@@ -169,13 +181,17 @@ def _train(
 
             validated = state.iteration % (recipe.validate_every * epoch) < 1 or state.iteration == last
             if validated:
+                state.unvalidated = True
+                if process.primary:
+                    state.save(checkpoint)
                 validate(state, val_set, recipe, process, log, checkpoint.parent)
             if process.primary and (validated or stopped or state.iteration % recipe.checkpoint_every == 0):
                 state.save(checkpoint)
             log.resume_clock()
         if state.iteration < iterations:
-            log.say(f"Stopped after iteration {state.iteration} of {iterations}. To go on:\n"
-                    f"bssnet-zoo train --resume {checkpoint.parent}")
+            again = (f"train(recipe, {str(checkpoint.parent)!r}, resume=True, teacher=...)" if state.taught else
+                     f"bssnet-zoo train --resume {checkpoint.parent}")
+            log.say(f"Stopped after iteration {state.iteration} of {iterations}. To go on:\n{again}")
     if stopped:
         raise KeyboardInterrupt(f"{checkpoint} holds iteration {state.iteration}")
     return state
@@ -259,6 +275,7 @@ def validate(
         folder: Path,
 ) -> None:
     """Evaluates the averaged weights, keeps them if they are the best, and writes what there is to look at."""
+    state.unvalidated = False
     if process.world_size > 1:
         distribute_bn(state.ema.module, process.world_size)
     result = evaluate(

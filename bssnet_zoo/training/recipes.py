@@ -12,6 +12,7 @@ from typing import Any, get_args, get_origin, get_type_hints
 import yaml
 
 from ..data.classes import CAMVID, CITYSCAPES
+from ..data.datasets import SPLITS, same_data
 from ..device import PRECISIONS
 from ..files import atomic_path, parse_yaml
 from ..models.bssnet import MIN_SIZE
@@ -146,6 +147,11 @@ class Recipe:
         elif options.get("iterations"):
             options = {"epochs": 0, **options}
         return replace(self, **options)
+
+    def trains_on(self, data: str, split: str) -> bool:
+        """Whether images of a data set's split are among those to train on, as far as kind and folder tell."""
+        specs = (self.data, *(self.more_data or ()))
+        return bool(set(SPLITS[split]) & set(SPLITS[self.train_split])) and any(same_data(s, data) for s in specs)
 
     def __str__(self) -> str:
         """The recipe as YAML, as it is saved."""

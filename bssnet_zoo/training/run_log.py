@@ -54,6 +54,7 @@ class RunLog:
         total: Iterations in the end.
         batch_size: Images in an iteration, for images/s.
         enabled: False for a log that does nothing: that of all processes but one.
+        unvalidated: The validation of the last of ``start`` is still to come.
     """
 
     def __init__(
@@ -65,6 +66,7 @@ class RunLog:
             total: int,
             batch_size: int,
             enabled: bool = True,
+            unvalidated: bool = False,
     ):
         self.enabled = enabled
         if not enabled:
@@ -73,7 +75,7 @@ class RunLog:
         self.log = CsvLog(folder / "log.csv", ["iteration", *self.columns], keep=start)
         names = [name.replace(",", " ") for name in class_names]
         self.val_columns = ["miou", "pixel_accuracy", "boundary_f1", *names]
-        self.val = CsvLog(folder / "val.csv", ["iteration", *self.val_columns], keep=start)
+        self.val = CsvLog(folder / "val.csv", ["iteration", *self.val_columns], keep=start - unvalidated)
         self.board: Board | None = None
         with suppress(ImportError):
             from torch.utils.tensorboard import SummaryWriter
