@@ -88,9 +88,9 @@ WEIGHTS = {
         "ef5df531173e8eed35fe37b6bc8388ad9cbf265be0aa389dbf05c48e7da6efd9",
         (720, 960),
         f"{_T_TRAINING}, then 10 of the recipe camvid_720x960 on CamVid alone, with three seeds, of which these are "
-        "the mean. CamVid is its train+val (468 images, 308 of them at full size), classes were mixed in most epochs, and "
-        "the weights are averaged (EMA). The encoder is knowledge from outside. Options were chosen without the test "
-        "images, but 30 of the 70 epochs were added after an evaluation on test",
+        "the mean. CamVid is its train+val (468 images, 308 of them at full size), classes were mixed in most epochs, "
+        "and the weights are averaged (EMA). The encoder is knowledge from outside. Options were chosen without the "
+        "test images, but 30 of the 70 epochs were added after an evaluation on test",
         {"miou": 67.45, "pixel_accuracy": 91.16, "other_streets": 66.6, "iou": {
             "sky": 91.19, "building": 81.97, "pole": 33.27, "road": 94.69, "sidewalk": 83.74, "tree": 76.15,
             "sign": 43.71, "fence": 37.25, "car": 87.33, "pedestrian": 53.64, "bicyclist": 58.99}},
