@@ -257,7 +257,8 @@ class TestRun:
     def test_last_loads_without_code(self, finished):
         saved = torch.load(finished[0] / "last.pth", weights_only=True)
         assert saved.keys() == {
-            "model", "model_ema", "optimizer", "scheduler", "scaler", "iteration", "best", "data"}
+            "model", "model_ema", "optimizer", "scheduler", "scaler", "iteration", "best", "data", "unvalidated",
+            "taught"}
         model = bssnet_zoo.create_model("bssnet_t", num_classes=3, checkpoint_path=finished[0] / "last.pth")
         assert torch.equal(model.stem[0].conv.weight, saved["model_ema"]["stem.0.conv.weight"])
 

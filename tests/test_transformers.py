@@ -195,14 +195,14 @@ def test_trainer(folder, street, tmp_path, aux_heads):
     batch = processor([street] * 4, [mask] * 4, return_tensors="pt")
     data = [dict(pixel_values=x, labels=y) for x, y in zip(batch["pixel_values"], batch["labels"], strict=True)]
     arguments = TrainingArguments(
-        tmp_path / "run", max_steps=6, per_device_train_batch_size=2, learning_rate=5e-4, logging_steps=1,
+        tmp_path / "run", max_steps=12, per_device_train_batch_size=2, learning_rate=5e-4, logging_steps=1,
         report_to="none", use_cpu=True, save_strategy="no", seed=0, disable_tqdm=True)
     trainer = Trainer(model=model, args=arguments, train_dataset=data, eval_dataset=data)
     before = trainer.evaluate()["eval_loss"]
     trainer.train()
     assert trainer.evaluate()["eval_loss"] < before
     losses = [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
-    assert len(losses) == 6 and losses[-1] < losses[0]
+    assert len(losses) == 12 and losses[-1] < losses[0]
     for part in (trainer, processor):
         getattr(part, "save_model" if part is trainer else "save_pretrained")(tmp_path / "mine")
     x = batch["pixel_values"]
