@@ -17,7 +17,7 @@ import bssnet_zoo
 from bssnet_zoo import cli
 from bssnet_zoo.data.images import load_image
 from bssnet_zoo.deployment.export import FORMATS, export_model
-from bssnet_zoo.deployment.exported import ExportedModel
+from bssnet_zoo.deployment.exported import ExportedModel, onnx_session
 
 onnx, openvino = pytest.importorskip("onnx"), pytest.importorskip("openvino")
 
@@ -59,6 +59,22 @@ def test_int8(tmp_path, pictures, format, options):
         kernels = [list(attribute.ints) for node in graph.node if node.op_type == "Conv"
                    for attribute in node.attribute if attribute.name == "kernel_shape"]
         assert kernels.count([2, 2]) == 5  # x2 resizes
+
+
+@pytest.mark.parametrize("vnni", [True, False])
+def test_int8_sums_that_overflow(vnni, tmp_path, monkeypatch):
+    """What is slower is asked for where it is needed."""
+    pytest.importorskip("onnxruntime")
+    monkeypatch.setattr(torch.cpu, "_is_vnni_supported", lambda: vnni, raising=False)
+    make, ends = onnx.helper, [onnx.helper.make_tensor_value_info(name, 1, [1]) for name in "xy"]
+    graph = make.make_graph([make.make_node("Relu", ["x"], ["y"])], "relu", ends[:1], ends[1:])
+    onnx.save(make.make_model(graph, opset_imports=[make.make_opsetid("", 18)], ir_version=10), tmp_path / "relu.onnx")
+    options = onnx_session(tmp_path / "relu.onnx", 1).get_session_options()
+    try:
+        found = options.get_session_config_entry("session.x64quantprecision")
+    except RuntimeError:  # it isn't set
+        found = None
+    assert found == (None if vnni else "1")
 
 
 @pytest.mark.parametrize(("package", "format", "precision"), [

@@ -14,7 +14,7 @@ from torchvision.transforms.v2 import functional as TF
 
 from ..data.images import load_image
 from ..deployment.export import FORMATS, export_model
-from ..deployment.exported import openvino_core
+from ..deployment.exported import onnx_session, openvino_core
 from ..deployment.graph import for_runtime
 from ..deployment.rewrites import deploy
 from ..device import PRECISIONS, keep_freed_memory
@@ -182,12 +182,7 @@ def make_torchscript(file: str, side: Side, size: Sequence[int], settings: Setti
 
 
 def make_onnxruntime(file: str, side: Side, size: Sequence[int], settings: Settings) -> Callable[[], Any]:
-    import onnxruntime
-
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = settings.threads
-    options.add_session_config_entry("session.x64quantprecision", "1")  # as `ExportedModel` has it: no overflow
-    session = onnxruntime.InferenceSession(file, options, providers=["CPUExecutionProvider"])
+    session = onnx_session(file, settings.threads)
     images = {session.get_inputs()[0].name: street(size).numpy()}
     return lambda: session.run(None, images)[0]
 
