@@ -23,7 +23,7 @@ from ..models.bssnet import as_bssnet
 from ..models.checkpoints import checkpoint_num_classes
 from ..models.notes import noted_classes, noted_config, read_notes
 from ..models.weights import ASSETS, HUB_FILENAME, WEIGHTS, hub_id
-from ..training.recipes import parse_recipe
+from ..training.recipes import Recipe, parse_recipe
 from .model_card import Provenance, model_card
 
 __all__ = ["save_configs", "stage"]
@@ -58,8 +58,9 @@ def _zoo_provenance(name: str) -> Provenance:
 def _own_weights(checkpoint: Path, data: str | None, license: str | None) -> tuple[ClassInfo, Provenance]:
     notes, found = read_notes(checkpoint), checkpoint_num_classes(read_checkpoint(checkpoint))
     noted = noted_classes(notes, checkpoint)
-    if noted and data is None:
-        data = parse_recipe(notes["recipe"], checkpoint).data if "recipe" in notes else None
+    recipe = parse_recipe(notes["recipe"], checkpoint) if "recipe" in notes else None
+    if noted and recipe and data is None:
+        data = recipe.data
     if data is None:
         raise ValueError("say what the checkpoint was trained on, for the names and colours of its classes: data is "
                          "folder:DIR (where dataset.yaml has them), camvid:DIR, cityscapes:DIR or nightcity:DIR")
@@ -69,14 +70,13 @@ def _own_weights(checkpoint: Path, data: str | None, license: str | None) -> tup
     classes = noted or dataset_classes(data)
     if found != len(classes.names):
         raise ValueError(f"{checkpoint} has {found or 'no'} classes, {data} has {len(classes.names)}")
-    return classes, _own_provenance(notes, data, license)
+    return classes, _own_provenance(notes, recipe, data, license)
 
 
-def _own_provenance(notes: Mapping[str, str], data: str, license: str) -> Provenance:
+def _own_provenance(notes: Mapping[str, str], recipe: Recipe | None, data: str, license: str) -> Provenance:
     kind, _, root = data.partition(":")
     dataset = DATASET_NAMES.get(kind) or Path(root).expanduser().resolve().name
     size = [int(digits) for digits in re.findall(r"\d+", notes.get("size", ""))]
-    recipe = parse_recipe(notes["recipe"], "the checkpoint's recipe") if "recipe" in notes else None
     seen = recipe is not None and "split" in notes and recipe.trains_on(recipe.data, notes["split"])
     return Provenance(
         dataset=dataset, dataset_id="-".join(dataset.lower().split()), data=f"{kind}:DIR",
