@@ -1,10 +1,11 @@
 """Devices and precisions by the names that the command line takes, and the memory of a CPU."""
 import ctypes
 import os
+import platform
 
 import torch
 
-__all__ = ["PRECISIONS", "has_bfloat16", "keep_freed_memory", "parse_device"]
+__all__ = ["PRECISIONS", "has_bfloat16", "keep_freed_memory", "parse_device", "why_slow"]
 
 PRECISIONS = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
@@ -30,6 +31,26 @@ def parse_device(name: str | None = None) -> torch.device:
 def has_bfloat16() -> bool:
     """Whether the CPU has instructions for bfloat16, which make it about twice as fast as float32."""
     return any(getattr(torch.cpu, name, bool)() for name in ("_is_avx512_bf16_supported", "_is_amx_tile_supported"))
+
+
+def why_slow(precision: str, device: torch.device) -> str | None:
+    """Why a precision is slower than float32 on a device, if it is known to be.
+
+    Of CPUs other than x86's nothing is known.
+
+    Example:
+        >>> why_slow("float16", torch.device("cpu"))
+        'float16 is for GPUs: a CPU computes it slower than float32'
+    """
+    if device.type == "cuda" and precision == "bfloat16" and not torch.cuda.is_bf16_supported(False):
+        return "this GPU has no bfloat16 and computes it slower than float32: take float16"
+    if device.type != "cpu":
+        return None
+    if precision == "float16":
+        return "float16 is for GPUs: a CPU computes it slower than float32"
+    if precision == "bfloat16" and platform.machine().lower() in ("x86_64", "amd64") and not has_bfloat16():
+        return "this CPU has no instructions for bfloat16 and computes it many times slower than float32"
+    return None
 
 
 def _device_count(kind: str) -> int:

@@ -10,7 +10,7 @@ from timm.utils.distributed import init_distributed_device_so, reduce_tensor
 
 from .device import parse_device
 
-__all__ = ["Process", "end_process", "init_process", "leave_signals_to_parent"]
+__all__ = ["Process", "end_process", "init_process", "is_initialized", "leave_signals_to_parent"]
 
 Value = TypeVar("Value")
 
@@ -22,6 +22,11 @@ def leave_signals_to_parent(worker_id: int = 0) -> None:
     """
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
+
+
+def is_initialized() -> bool:
+    """Whether there is a group of processes; some builds of torch can't have one."""
+    return dist.is_available() and dist.is_initialized()
 
 
 @dataclass(frozen=True)
@@ -72,10 +77,11 @@ def init_process(device: str | None = None, patient: bool = False) -> Process:
         ValueError: A device that isn't there.
     """
     device = str(parse_device(device))
-    if dist.is_initialized():
+    if is_initialized():
         process = Process(torch.device(device), dist.get_rank(), dist.get_world_size())
     else:
-        found = init_distributed_device_so(device)
+        slow = device.startswith("cuda") and not (dist.is_available() and dist.is_nccl_available())  # as on Windows
+        found = init_distributed_device_so(device, dist_backend="gloo" if slow else None)
         process = Process(torch.device(found["device"]), found["global_rank"], found["world_size"])
     if not patient or process.world_size == 1:
         return process
@@ -86,5 +92,5 @@ def init_process(device: str | None = None, patient: bool = False) -> Process:
 
 def end_process() -> None:
     """Leaves the other processes, if there are any."""
-    if dist.is_initialized():
+    if is_initialized():
         dist.destroy_process_group()

@@ -7,6 +7,7 @@ import torch.distributed as dist
 import torch.nn.functional as F
 
 from .data.edges import differs_from_neighbour
+from .distributed import is_initialized
 
 __all__ = ["BoundaryF1", "ConfusionMatrix"]
 
@@ -66,7 +67,7 @@ class LabelMapMetric:
 
         Without a distributed run nothing happens.
         """
-        if dist.is_available() and dist.is_initialized():
+        if is_initialized():
             dist.all_reduce(self.counts)
 
 

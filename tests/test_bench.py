@@ -86,7 +86,8 @@ def bench(capsys, tmp_path, *arguments: str) -> tuple[str, dict]:
 
 
 @pytest.mark.slow
-def test_bench(capsys, tmp_path):
+def test_bench(capsys, tmp_path, monkeypatch):
+    monkeypatch.setattr("bssnet_zoo.device.has_bfloat16", lambda: True)  # slow where it isn't, but right
     picture = tmp_path / "bench.png"
     out, report = bench(capsys, tmp_path, "--models", "bssnet_t", "--size", "256x256", "--peers",
                         "lraspp_mobilenet_v3_large", "--backends", "deploy", "eager", "--precision", "float32", "int8",
@@ -133,7 +134,8 @@ def test_what_is_timed(capsys, tmp_path, small_peak, model, sizes, arguments, st
     assert ("logits at full size" in out) == (stride == 1)
 
 
-def test_share(capsys, monkeypatch):
+@pytest.mark.parametrize(("flags", "cpu"), [([], "Cortex-A76"), (["avx2", "avx_vnni"], "Cortex-A76 (avx2 avx_vnni)")])
+def test_share(capsys, monkeypatch, flags, cpu):
     """A row a size: the fastest precision of each backend."""
     def bench_size(sides, size, settings):
         assert Side("bssnet_t", "openvino", "int8") in sides
@@ -145,10 +147,10 @@ def test_share(capsys, monkeypatch):
 
     monkeypatch.setattr(bench_cli, "bench_size", bench_size)
     monkeypatch.setattr(bench_cli, "machine_facts", lambda settings: dict(
-        gpu=None, cpu="Cortex-A76", cpu_flags=[], versions={}))
+        gpu=None, cpu="Cortex-A76", cpu_flags=flags, versions={}))
     assert cli.main(["bench", "--share", "--threads", "4", "--models", "bssnet_b", "--device", "cpu"]) == 0
     assert capsys.readouterr().out.splitlines()[-2:] == [
-        f"| Cortex-A76, 4 threads | {size} | 2.0 float32 | 9.0 bfloat16 | - | - | - |"
+        f"| {cpu}, 4 threads | {size} | 2.0 float32 | 9.0 bfloat16 | - | - | - |"
         for size in ("360x480", "720x960")]
 
 
@@ -173,13 +175,16 @@ def test_backends(capsys, tmp_path, small_peak, monkeypatch):
 
 @pytest.mark.parametrize(("side", "reason"), [
     (Side("bssnet_t", "deploy", "int8"), "has no int8"), (Side("bssnet_t", "onnxruntime", "bfloat16"), "has no bfloat"),
-    (Side("bssnet_t", "cudagraphs", "float32"), "run on cuda"), (Side("bssnet_t", "eager", "float16"), "take bfloat16"),
+    (Side("bssnet_t", "cudagraphs", "float32"), "run on cuda"), (Side("bssnet_t", "eager", "float16"), "is for GPUs"),
     (Side("bssnet_t", "compile", "float32"), "C\\+\\+ compiler"),
 ])
 def test_unavailable(side, reason, monkeypatch):
     monkeypatch.setattr(shutil, "which", lambda name: None)
     assert re.search(reason, side.why_not(CPU))
-    assert Side("bssnet_t", "deploy", "bfloat16").why_not(CPU) is None
+    for has in (True, False):
+        monkeypatch.setattr("bssnet_zoo.device.has_bfloat16", lambda has=has: has)
+        monkeypatch.setattr("platform.machine", lambda: "x86_64")
+        assert (Side("bssnet_t", "openvino", "bfloat16").why_not(CPU) is None) == has
 
 
 @pytest.mark.parametrize(("arguments", "message"), [

@@ -1,9 +1,12 @@
-"""The memory of a training process."""
+"""The memory of a training process, and precisions that a CPU is slow in."""
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+import torch
+
+from bssnet_zoo.device import why_slow
 
 STEP = """
 import ctypes, sys, torch
@@ -33,3 +36,16 @@ def test_keep_freed_memory(library, kept):
                          cwd=Path(__file__).parents[1])
     assert run.returncode == 0, run.stderr
     assert (int(run.stdout) > 32e6) == kept
+
+
+@pytest.mark.parametrize(("machine", "has", "slow"), [
+    ("x86_64", False, True), ("AMD64", False, True), ("x86_64", True, False), ("aarch64", False, False)])
+def test_why_slow(monkeypatch, machine, has, slow):
+    monkeypatch.setattr("platform.machine", lambda: machine)
+    monkeypatch.setattr("bssnet_zoo.device.has_bfloat16", lambda: has)
+    cpu = torch.device("cpu")
+    assert ("no instructions for bfloat16" in str(why_slow("bfloat16", cpu))) == slow
+    assert "float16 is for GPUs" in why_slow("float16", cpu)
+    monkeypatch.setattr("torch.cuda.is_bf16_supported", lambda including_emulation=True: including_emulation or has)
+    assert ("take float16" in str(why_slow("bfloat16", torch.device("cuda")))) != has
+    assert why_slow("float32", cpu) is why_slow("float16", torch.device("cuda")) is None

@@ -192,15 +192,15 @@ class TestCommandLine:
         folder = tmp_path / "drive" / "day"
         folder.mkdir(parents=True)
         Image.open(STREET).save(folder / "a.webp", lossless=True)
-        Image.open(STREET).resize((96, 72)).save(folder / "a.jpg")
+        Image.open(STREET).resize((96, 72)).save(folder / "A.jpg")  # on many disks the same name
         Image.open(STREET).resize((96, 72)).save(tmp_path / "drive" / "b.PNG")
         out = tmp_path / "drive" / "out"
         assert main(
             ["predict", str(tmp_path / "drive"), str(STREET), "--out", str(out), "--precision", "float32",
              "--size", "360"]) == 0
         assert sorted(str(p.relative_to(out)) for p in out.rglob("*.png")) == [
-            "b_labels.png", "b_overlay.png", "day/a-2_labels.png", "day/a-2_overlay.png", "day/a_labels.png",
-            "day/a_overlay.png", "street_labels.png", "street_overlay.png"]
+            "b_labels.png", "b_overlay.png", "day/A_labels.png", "day/A_overlay.png", "day/a-2_labels.png",
+            "day/a-2_overlay.png", "street_labels.png", "street_overlay.png"]
         labels = Image.open(out / "street_labels.png")
         assert labels.mode == "P" and (np.array(labels) == prediction.labels).mean() > 0.9999
         text = capsys.readouterr().out
@@ -247,11 +247,13 @@ class TestCommandLine:
         assert capsys.readouterr().out.count(": MemoryError") == 2
 
     @pytest.mark.parametrize("precision", ["bfloat16", "float16"])
-    def test_precision_and_size(self, precision, tmp_path, model):
+    def test_precision_and_size(self, precision, tmp_path, model, monkeypatch, caplog):
+        monkeypatch.setattr("bssnet_zoo.device.has_bfloat16", lambda: True)
         assert main(["predict", str(STREET), "--out", str(tmp_path), "--precision", precision, "--size", "96x128",
                      "--device", "cpu", "--model", "bssnet_t.camvid"]) == 0
         expected = predict(model, STREET, size=(96, 128)).labels
         assert (np.array(Image.open(tmp_path / "street_labels.png")) == expected).mean() > 0.97
+        assert ("slower than float32" in caplog.text) == (precision == "float16")
 
     def test_checkpoint(self, tmp_path, published):
         assert main(["predict", str(STREET), "--out", str(tmp_path), "--checkpoint", str(published("bssnet_t")),

@@ -54,6 +54,7 @@ from bssnet_zoo.training.recipes import (
     load_recipe,
     save_recipe,
 )
+from bssnet_zoo.training.run_log import CsvLog
 
 CPU = Process(torch.device("cpu"))
 ROOT = Path(__file__).parents[1]
@@ -478,16 +479,43 @@ class TestGradients:
         assert not any(isinstance(module, nn.SyncBatchNorm) for module in model.modules())
         assert "SyncBN does not exist on cpu: plain BatchNorm" in capsys.readouterr().out
 
+    def test_sync_bn_keeps_the_activations_of_timm(self, tiny_recipe, monkeypatch):
+        """They are in its norm layers, for which torch's own conversion has no place."""
+        monkeypatch.setattr(nn.Module, "to", lambda self, *args, **kwargs: self)  # there is no GPU
+        recipe = replace(tiny_recipe, model="smp:unet/tf_efficientnet_lite0", init=None)
+
+        def activations(process: Process) -> list[str]:
+            modules = create_student(recipe, 3, process).modules()
+            return [type(module.act).__name__ for module in modules if "BatchNormAct" in type(module).__name__]
+
+        found = activations(Process(torch.device("cuda"), 0, 2))
+        assert "ReLU6" in found and found == activations(CPU)
+
+    def test_no_channels_last_on_mps(self, tiny_recipe):
+        assert parts.memory_format(tiny_recipe, torch.device("mps")) == torch.contiguous_format
+        assert parts.memory_format(tiny_recipe, torch.device("cuda")) == torch.channels_last
+
     def test_batch_that_cannot_be_shared(self, tiny_recipe):
         dataset, _ = open_datasets(tiny_recipe)
         with pytest.raises(ValueError, match="batch_size=4 can't be shared by 3 processes .* multiple of 3"):
             train_sampler(dataset, tiny_recipe, Process(CPU.device, 0, 3), 0)
 
 
+def test_logs_are_utf_8(tmp_path, monkeypatch):
+    """Class names may be in any language, whatever the machine's encoding is."""
+    monkeypatch.setattr("io.text_encoding", lambda encoding, *stacklevel: encoding or "ascii")
+    for _ in range(2):
+        log = CsvLog(tmp_path / "val.csv", ["iteration", "道路"], keep=1)
+        log.write(1, [0.5])
+        log.close()
+    assert (tmp_path / "val.csv").read_text(encoding="utf-8") == "iteration,道路\n1,0.5\n1,0.5\n"
+
+
 class TestPrecision:
     @pytest.mark.parametrize("precision", ["bfloat16", "float16"])
-    def test_mixed(self, narrow, tiny_recipe, tmp_path, precision):
+    def test_mixed(self, narrow, tiny_recipe, tmp_path, precision, capsys, monkeypatch):
         """All the trimmings at once: mixed precision, accumulation, clipping, frozen norms, layer decay."""
+        monkeypatch.setattr("bssnet_zoo.device.has_bfloat16", lambda: True)
         recipe = replace(tiny_recipe.with_options(iterations=2), precision=precision, clip_grad=1., grad_accum=2,
                          freeze_bn=True, layer_decay=0.9, channels_last=False)
         state = train(recipe, tmp_path)
@@ -496,6 +524,7 @@ class TestPrecision:
         assert parameter.dtype == torch.float32 and parameter.isfinite().all()
         saved = torch.load(tmp_path / "last.pth", weights_only=True)
         assert bool(saved["scaler"]) == (precision == "float16")
+        assert ("slower than float32" in capsys.readouterr().out) == (precision == "float16")
 
     def test_clipped(self, tiny_recipe):
         recipe = replace(tiny_recipe, clip_grad=0.01)

@@ -17,7 +17,7 @@ from ..deployment.export import FORMATS, export_model
 from ..deployment.exported import onnx_session, openvino_core
 from ..deployment.graph import for_runtime
 from ..deployment.rewrites import deploy
-from ..device import PRECISIONS, keep_freed_memory
+from ..device import PRECISIONS, keep_freed_memory, why_slow
 from ..models import BSSNet, create_model
 from ..models.bssnet import as_bssnet
 from ..models.summary import count_multiply_adds
@@ -89,8 +89,8 @@ class Side:
             return f"{self.backend} is run on {', '.join(backend.devices)} here, not on {device.type}"
         if self.precision not in backend.precisions:
             return f"{self.backend} has no {self.precision} here, only {', '.join(backend.precisions)}"
-        if device.type == "cpu" and self.precision == "float16":
-            return "float16 is for GPUs: a CPU computes it slower than float32; take bfloat16"
+        if slow := why_slow(self.precision, device):
+            return slow
         if self.backend == "compile" and device.type == "cpu" and not any(
                 map(shutil.which, (os.environ.get("CXX") or "c++", "g++", "clang++"))):
             return "torch.compile needs a C++ compiler on a CPU: g++ or clang++"

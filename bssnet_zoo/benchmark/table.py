@@ -168,7 +168,8 @@ def markdown(part: dict[str, Any], machine: dict[str, Any], settings: Settings) 
 
 def shared_rows(sizes: Sequence[dict[str, Any]], machine: dict[str, Any], settings: Settings) -> str:
     """Rows of the table of machines, a size each: images/s of each backend in its fastest precision."""
-    name = machine["gpu"] or f"{machine['cpu']}, {settings.threads} threads"
+    flags = f" ({' '.join(machine['cpu_flags'])})" if machine["cpu_flags"] else ""  # one name may be many CPUs
+    name = machine["gpu"] or f"{machine['cpu']}{flags}, {settings.threads} threads"
     rows = []
     for part in sizes:
         fastest = {row["backend"]: row for row in sorted(part["results"], key=lambda row: row["fps"])}

@@ -10,7 +10,7 @@ from ..data.check import check_dataset
 from ..data.datasets import default_split, open_dataset, with_kind
 from ..data.transforms import EvalTransform
 from ..deployment.exported import ExportedModel, is_exported
-from ..device import PRECISIONS
+from ..device import PRECISIONS, why_slow
 from ..distributed import end_process, init_process
 from ..evaluation.accuracy import evaluate
 from ..models.classes import shown_size, trained_size
@@ -67,6 +67,8 @@ def run(args: argparse.Namespace) -> int:
     dataset = open_dataset(data, split)
     if process.primary:
         check_dataset(dataset)
+    if not exported and (slow := why_slow(args.precision, process.device)):
+        _logger.warning(slow)
     if recipe and recipe.trains_on(data, split):
         _logger.warning("%s was trained on %s, and %s is part of it: this is no measure of other images",
                         args.checkpoint, recipe.train_split, split)

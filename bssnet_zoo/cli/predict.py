@@ -12,7 +12,7 @@ import torch
 
 from ..data.videos import Clip
 from ..deployment.exported import is_exported
-from ..device import PRECISIONS, keep_freed_memory, parse_device
+from ..device import PRECISIONS, keep_freed_memory, parse_device, why_slow
 from ..distributed import Process, end_process, init_process
 from ..inference.files import predict_files
 from ..inference.polygons import require_opencv
@@ -103,6 +103,8 @@ def create_predictor(args: argparse.Namespace, device: str | None) -> Predictor:
             raise ValueError(f"{args.checkpoint} knows its model and classes: leave out --model and --num-classes")
         model = create_trained_model(args.model, args.checkpoint, args.num_classes).to(parse_device(device))
     predictor = Predictor(model, device, args.precision, args.backend, args.size)
+    if slow := why_slow(predictor.runner.precision, predictor.runner.device):
+        _logger.warning(slow)
     if args.checkpoint and args.size is None and not is_exported(args.checkpoint):
         warn_of_unknown_size(args.checkpoint, predictor)
     return predictor

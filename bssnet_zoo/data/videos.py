@@ -291,7 +291,9 @@ def _open(source: str) -> Any:
             raise FileNotFoundError(f"video not found: {source}")
         name = os.path.abspath(source)  # FFmpeg takes what is before a colon for a protocol
     try:
-        return av.open(name, format=scheme if scheme in DEVICES else None, timeout=TIMEOUT)
+        return av.open(
+            name, format=scheme if scheme in DEVICES else None, timeout=TIMEOUT,
+            options={"framerate": "30"} if scheme == "avfoundation" else None)  # Macs' cameras refuse FFmpeg's 29.97
     except (av.FFmpegError, OSError, ValueError) as error:
         raise ValueError(f"can't read a video from {source}: {_reason(error)}") from error
 

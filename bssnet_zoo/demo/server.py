@@ -36,6 +36,7 @@ class SiteServer(ThreadingHTTPServer):
     """
 
     daemon_threads = True
+    allow_reuse_address = os.name == "posix"  # elsewhere it lets two servers have one port
 
     def __init__(self, folder: str | os.PathLike[str], host: str = "127.0.0.1", port: int = 8000):
         self.folder = Path(folder)

@@ -3,6 +3,7 @@ import functools
 import importlib
 import json
 import os
+import sys
 import threading
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -62,7 +63,10 @@ def openvino_core() -> Any:
     """
     import openvino
 
-    return openvino.Core()
+    core = openvino.Core()
+    if sys.platform == "win32":  # where a mapped file can't be renamed, and `export` renames what it has checked
+        core.set_property({"ENABLE_MMAP": False})
+    return core
 
 
 def open_openvino(path: Path, threads: int | None, precision: str) -> tuple[Run, dict[str, str]]:

@@ -110,7 +110,7 @@ def find_sources(
     Raises:
         ValueError: A folder without images and videos.
     """
-    found, taken = list[tuple[str | Path, Path]](), set()
+    found, taken = list[tuple[str | Path, Path]](), set[str]()
     for path in paths:
         files: list[tuple[str | Path, Path]]
         if is_stream(path):
@@ -126,10 +126,10 @@ def find_sources(
             files = [(Path(path), Path(Path(path).stem))]
         for file, base in files:
             name, n = base, 1
-            while name in taken or is_stream(file) and recorded(name):
+            while str(name).casefold() in taken or is_stream(file) and recorded(name):
                 n += 1
                 name = base.with_name(f"{base.name}-{n}")
-            taken.add(name)
+            taken.add(str(name).casefold())  # on many disks a.png and A.png are one file
             found.append((file, name))
     return found
 

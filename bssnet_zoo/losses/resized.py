@@ -152,7 +152,7 @@ class HardNLL(GradientOnTheWay):
             # the smallest normal number instead of 0: such a pixel is as hard as can be told
             nll = prob.gather(1, index).clamp_(min=torch.finfo(prob.dtype).tiny).log_().neg_()
             hard = ((nll > threshold) & ~ignored[:, None, rows]).to(nll.dtype)
-            total.add_(torch.vdot(nll.flatten(), hard.flatten()))
+            total.add_(torch.dot(nll.flatten(), hard.flatten()))
             count.add_(hard.count_nonzero())
             return prob.mul_(hard).scatter_add_(1, index, hard.neg_())
 
@@ -198,7 +198,7 @@ class ResizedKL(GradientOnTheWay):
             log_prob = F.log_softmax(strip.div_(temperature), dim=1)
             log_target = F.log_softmax(teacher[:, :, rows].to(strip.dtype) / temperature, dim=1)
             target = log_target.exp().mul_(counted[:, None, rows])
-            total.add_(torch.vdot(target.flatten(), log_target.sub_(log_prob).flatten()))
+            total.add_(torch.dot(target.flatten(), log_target.sub_(log_prob).flatten()))
             return log_prob.exp_().mul_(counted[:, None, rows]).sub_(target).mul_(temperature)
 
         ctx.save_for_backward(resize_in_strips(logits, counted.shape[-2:], True, use))
@@ -227,7 +227,7 @@ class ResizedBCE(GradientOnTheWay):
             wrong = strip.mul_(weights.sign())
             # log(1 + exp(wrong)); PyTorch's log1p takes ten times as long as log, which is as good here
             losses = wrong.abs().neg_().exp_().add_(1).log_().add_(wrong.relu())
-            total.add_(torch.vdot(losses.flatten(), weights.abs().flatten()))
+            total.add_(torch.dot(losses.flatten(), weights.abs().flatten()))
             return wrong.sigmoid_().mul_(weights)
 
         ctx.save_for_backward(resize_in_strips(logits, edges.shape[-2:], True, use) / edges.numel())

@@ -21,7 +21,7 @@ from torch.nn.parallel import DistributedDataParallel
 from ..data.check import check_dataset, distorted, fingerprint, missing_classes
 from ..data.datasets import SegmentationDataset, with_kind
 from ..data.sampler import TrainSampler
-from ..device import PRECISIONS, keep_freed_memory
+from ..device import PRECISIONS, keep_freed_memory, why_slow
 from ..distributed import Process, init_process
 from ..evaluation.accuracy import evaluate
 from ..losses.bssnet import BSSNetLoss, BSSNetLosses, PlainLoss
@@ -90,7 +90,7 @@ def train(
     """
     if stop_epoch is not None and stop_epoch < 1:
         raise ValueError(f"stop_epoch must be 1 or more, got {stop_epoch}")
-    process = init_process(recipe.device)
+    process = init_process(recipe.device, patient=True)
     if process.device.type == "cpu":
         keep_freed_memory()
     # all that refuses what can't work, before a folder is made
@@ -139,8 +139,11 @@ def _train(
             raise ValueError(f"{recipe.data}, {recipe.val_split}: images must be {MIN_SIZE} pixels high and wide or "
                              f"more, one has {smallest}: give --val-size")
         warnings += distorted(scans, recipe.val_size, recipe.val_split)
+        if slow := why_slow(recipe.precision, process.device):
+            warnings.append(slow)
         if recipe.trains_on(recipe.data, recipe.val_split):
             warnings.append(f"{recipe.val_split} is trained on: validation says that the run goes well, no more")
+    process.gather(None)  # the others wait here for the first one's check, which may take longer than NCCL waits
     if (warmup := warmup_iterations(recipe, iterations)) < recipe.warmup_iterations:
         warnings.append(f"The run has {iterations} iterations: a warm-up of {warmup} instead of "
                         f"{recipe.warmup_iterations}")

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any, cast
 
 import torch
-from timm.layers import freeze_batch_norm_2d
+from timm.layers import convert_sync_batchnorm, freeze_batch_norm_2d
 from timm.optim import create_optimizer_v2, get_optimizer_class
 from timm.scheduler import PolyLRScheduler
 from timm.utils import ModelEmaV3
@@ -77,12 +77,14 @@ def train_batches(
         worker_init_fn=leave_signals_to_parent,
         generator=torch.Generator())  # without its own, it draws from the one that dropout uses
     for images, labels in loader:
-        yield (images.to(device, memory_format=memory_format(recipe), non_blocking=True),
+        yield (images.to(device, memory_format=memory_format(recipe, device), non_blocking=True),
                labels.to(device, non_blocking=True))
 
 
-def memory_format(recipe: Recipe) -> torch.memory_format:
-    return torch.channels_last if recipe.channels_last else torch.contiguous_format
+def memory_format(recipe: Recipe, device: torch.device) -> torch.memory_format:
+    """Of convolutions. On mps only the plain one: backward in channels_last is wrong or fails there, and is slow."""
+    last = recipe.channels_last and device.type != "mps"
+    return torch.channels_last if last else torch.contiguous_format
 
 
 def create_student(recipe: Recipe, num_classes: int, process: Process) -> BSSNet | SmpModel:
@@ -113,11 +115,11 @@ def create_student(recipe: Recipe, num_classes: int, process: Process) -> BSSNet
     if recipe.freeze_bn:
         model = freeze_batch_norm_2d(model)
     elif recipe.sync_bn and process.world_size > 1 and process.device.type == "cuda":
-        model = nn.SyncBatchNorm.convert_sync_batchnorm(model)
+        model = convert_sync_batchnorm(model)  # torch's own drops the activations that timm's norms have
     elif recipe.sync_bn and process.world_size > 1 and process.primary:
         print(f"SyncBN does not exist on {process.device.type}: plain BatchNorm, each process with its own statistics")
     student = model if isinstance(model, SmpModel) else as_bssnet(model)
-    return student.to(process.device).to(memory_format=memory_format(recipe)).train()
+    return student.to(process.device).to(memory_format=memory_format(recipe, process.device)).train()
 
 
 def create_criterion(model: nn.Module, recipe: Recipe, ignore_index: int) -> BSSNetLoss | PlainLoss:

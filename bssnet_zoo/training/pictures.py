@@ -15,7 +15,7 @@ __all__ = ["save_curve", "save_strip"]
 
 
 def _columns(path: Path, *names: str) -> list[list[float]]:
-    with path.open(newline="") as file:
+    with path.open(newline="", encoding="utf-8") as file:
         rows = list(csv.DictReader(file))
     return [[float(row[name]) for row in rows] for name in names]
 

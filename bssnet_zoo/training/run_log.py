@@ -29,12 +29,12 @@ class CsvLog:
     """
 
     def __init__(self, path: Path, columns: Sequence[str], keep: int = 0):
-        lines = path.read_text().splitlines(keepends=True)[1:] if path.exists() else []
+        lines = path.read_text(encoding="utf-8").splitlines(keepends=True)[1:] if path.exists() else []
         # a run that was killed may leave half a line
         lines = [line for line in lines if line.endswith("\n") and int(line.split(",", 1)[0]) <= keep]
         with atomic_path(path) as temporary:
-            temporary.write_text(",".join(columns) + "\n" + "".join(lines))
-        self.file = path.open("a", buffering=1)
+            temporary.write_text(",".join(columns) + "\n" + "".join(lines), encoding="utf-8")
+        self.file = path.open("a", buffering=1, encoding="utf-8")
 
     def write(self, iteration: int, values: Sequence[float]) -> None:
         self.file.write(",".join([str(iteration), *(f"{value:.6g}" for value in values)]) + "\n")
