@@ -25,9 +25,10 @@ import bssnet_zoo
 from bssnet_zoo.cli import main
 from bssnet_zoo.files import sha256
 from bssnet_zoo.hub import publish, stage
+from bssnet_zoo.hub.staging import _own_provenance
 from bssnet_zoo.models import weights
 from bssnet_zoo.models.verify import verify_weights
-from bssnet_zoo.training.recipes import RECIPES
+from bssnet_zoo.training.recipes import RECIPES, Recipe
 
 T = weights.WEIGHTS["bssnet_t.camvid"]
 STREET = weights.ASSETS / "street.png"
@@ -208,6 +209,14 @@ class TestStage:
         assert "--data folder:DIR --split val --size 256x512 --precision bfloat16\n" in card.text
         assert str(own_staged.parent) not in card.text
         assert Image.open(own_staged / "sample.png").size == (200, 100)
+
+    @pytest.mark.parametrize(("init", "start"), [
+        ("camvid", ", starting from bssnet_t.camvid, which is for research that is not commercial,"),
+        ("pidnet_in1k", ", starting from bssnet_t.pidnet_in1k,"), ("/home/me/best.safetensors", ","), (None, ",")])
+    def test_the_card_says_where_own_weights_start(self, init, start):
+        recipe = Recipe(init=init, data="folder:data/mine", epochs=1)
+        training = _own_provenance({}, recipe, recipe.data, "cc-by-4.0").training
+        assert training == f"on mine{start} by the publisher of this repository"
 
     def test_the_command_that_measures_runs(self, own, own_staged, hub, capsys):
         serve(hub, "acme/bssnet_t.roads", own_staged)

@@ -33,7 +33,7 @@ CAMVID_CITATION = """
 ```
 """
 CAMVID_USE = " The weights are for research: the terms of their data allow nothing else."
-DATA_LIMITS = "- Trained on {dataset} alone. Expect less on other cameras, places, weather and times of day."
+DATA_LIMITS = "- Trained on {dataset}. Expect less on other cameras, places, weather and times of day."
 LIMITS = """\
 - Every pixel gets one of the {num_classes} classes: what belongs to none of them is given the one it resembles most.
 - Softmax values are not calibrated probabilities, and nothing tells an image of another kind from a good one.

@@ -10,7 +10,7 @@ from typing import Any
 
 import timm
 from huggingface_hub.utils import validate_repo_id
-from timm.models import get_pretrained_cfg, split_model_name_tag
+from timm.models import get_pretrained_cfg, is_model_pretrained, split_model_name_tag
 from timm.models._hub import save_config_for_hf
 
 from ..data.classes import CAMVID, ClassInfo
@@ -77,10 +77,15 @@ def _own_provenance(notes: Mapping[str, str], recipe: Recipe | None, data: str, 
     kind, _, root = data.partition(":")
     dataset = DATASET_NAMES.get(kind) or Path(root).expanduser().resolve().name
     size = [int(digits) for digits in re.findall(r"\d+", notes.get("size", ""))]
+    start = f"{recipe.model}.{recipe.init}" if recipe else ""
+    started = ""
+    if is_model_pretrained(start):  # a file would be a path of the publisher's machine
+        terms = ", which is for research that is not commercial" if start in WEIGHTS else ""
+        started = f", starting from {start}{terms}"
     seen = recipe is not None and "split" in notes and recipe.trains_on(recipe.data, notes["split"])
     return Provenance(
         dataset=dataset, dataset_id="-".join(dataset.lower().split()), data=f"{kind}:DIR",
-        training=f"on {dataset}, by the publisher of this repository", license=license,
+        training=f"on {dataset}{started}, by the publisher of this repository", license=license,
         metrics={"miou": round(100 * float(notes["miou"]), 2)} if "miou" in notes and not seen else {},
         split=notes.get("split"), size=(size[0], size[1]) if size else None,
         precision=notes.get("precision", "float32"))
