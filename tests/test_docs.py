@@ -193,6 +193,16 @@ def test_figures_are_those_that_were_measured():
         for name, weights in WEIGHTS.items()}
 
 
+def test_classes_of_the_results_page():
+    results = (ROOT / "docs" / "models" / "results.md").read_text()
+    section = results.partition("## CamVid test, each class")[2].partition("\n## ")[0]
+    columns = zip(*re.findall(r"^\| (\w+) \| ([\d.]+) \| ([\d.]+) \| ([\d.]+) \|$", section, re.M), strict=True)
+    names, *found = columns
+    for weights, column in zip(WEIGHTS.values(), found, strict=True):
+        assert {name: float(iou) for name, iou in zip(names, column, strict=True)} == {
+            name: round(iou, 1) for name, iou in weights.metrics["iou"].items()}
+
+
 def test_the_drawing_is_that_of_the_network():
     draw = runpy.run_path(str(ROOT / "docs" / "architecture.py"))["draw"]
     assert draw() == (ROOT / "docs" / "images" / "architecture.svg").read_text()
