@@ -1,0 +1,175 @@
+"""What a GPU computes is what the CPU does: networks, losses, training, prediction, bench. Skipped without a GPU.
+
+``BSSNET_ZOO_GPU=cpu pytest tests/test_gpu.py`` runs them on the CPU, which shows no more than that they can pass.
+"""
+import copy
+import csv
+import os
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import timm
+import torch
+from conftest import VARIANTS, image
+
+import bssnet_zoo
+from bssnet_zoo.cli import main
+from bssnet_zoo.data import EvalTransform, open_dataset
+from bssnet_zoo.distributed import Process
+from bssnet_zoo.evaluation import evaluate
+from bssnet_zoo.losses import BSSNetLoss, bssnet
+from bssnet_zoo.models.weights import ASSETS
+from bssnet_zoo.training import train
+from bssnet_zoo.training.parts import create_student
+from bssnet_zoo.training.recipes import save_recipe
+
+NAME = os.environ.get("BSSNET_ZOO_GPU", "cuda")
+DEVICE = torch.device(NAME)
+ON_CUDA = DEVICE.type == "cuda"
+STREET = ASSETS / "street.png"
+pytestmark = pytest.mark.skipif(ON_CUDA and not torch.cuda.is_available(), reason="needs a GPU")
+
+
+@pytest.fixture(autouse=True)
+def exact(monkeypatch):
+    """No TF32, which has 10 bits of float32's 23."""
+    monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", False)
+
+
+@pytest.fixture(scope="module", params=VARIANTS)
+def model(request):
+    return bssnet_zoo.create_model(request.param, pretrained=True).eval()
+
+
+def close(found: torch.Tensor, expected: torch.Tensor, tolerance: float) -> bool:
+    assert found.device.type == DEVICE.type and found.isfinite().all()
+    return bool((found.cpu().float() - expected).abs().max() <= tolerance * expected.abs().max())
+
+
+@pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last])
+@pytest.mark.parametrize("change", [lambda model: model, bssnet_zoo.deploy], ids=["eager", "deploy"])
+def test_logits(model, change, memory_format):
+    images = image(2, 3, 97, 130)
+    with torch.inference_mode():
+        expected = model(images)
+        there = change(copy.deepcopy(model)).to(DEVICE, memory_format=memory_format)
+        assert close(there(images.to(DEVICE, memory_format=memory_format)), expected, 1e-3)
+
+
+@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float16, 0.05), (torch.bfloat16, 0.2)])
+def test_half_precision(model, dtype, tolerance):
+    images = image(1, 3, 96, 128)
+    with torch.inference_mode():
+        expected = model(images)
+        cast = bssnet_zoo.deploy(model).to(DEVICE, dtype)
+        assert close(cast(images.to(DEVICE, dtype)), expected, tolerance)
+        with torch.autocast(DEVICE.type, dtype):
+            assert close(copy.deepcopy(model).to(DEVICE)(images.to(DEVICE)), expected, tolerance)
+
+
+def test_losses():
+    """The six losses and the gradients of all parameters; without hard pixels enough, so that OHEM selects some."""
+    torch.manual_seed(0)
+    model = bssnet_zoo.create_model("bssnet_t", num_classes=5, aux_heads=True).train()
+    for module in model.modules():
+        if isinstance(module, torch.nn.Dropout2d):
+            module.p = 0.  # each device draws its own numbers
+    images, labels = image(4, 3, 96, 128), torch.randint(0, 5, (4, 96, 128))
+    labels[:, :9] = 255
+    found = []
+    for device in (torch.device("cpu"), DEVICE):
+        there, x, y = copy.deepcopy(model).to(device), images.to(device), labels.to(device)
+        losses = BSSNetLoss(min_kept=labels.numel(), aux_min_kept=9000).to(device)(there(x), x, y)
+        losses.total.backward()
+        found.append((torch.stack([*losses]).cpu(), [p.grad.cpu() for p in there.parameters()]))
+    (losses, gradients), (losses_there, gradients_there) = found
+    torch.testing.assert_close(losses_there, losses, rtol=1e-3, atol=1e-4)
+    difference = torch.stack([(a - b).norm() for a, b in zip(gradients, gradients_there, strict=True)]).norm()
+    assert difference < 0.02 * torch.stack([a.norm() for a in gradients]).norm()
+
+
+@pytest.mark.parametrize("index", [0, 131072, 2 ** 20 - 1])
+def test_kth_largest(index):
+    values = torch.rand(2 ** 20, generator=torch.Generator().manual_seed(0))
+    assert bssnet.kth_largest(values.to(DEVICE), index).cpu() == values.sort(descending=True).values[index]
+
+
+@pytest.mark.parametrize("options", [
+    dict(precision="float32"), dict(precision="bfloat16"), dict(precision="float16", clip_grad=1.),
+    dict(precision="float16", grad_accum=2, workers=2), dict(channels_last=False),
+    pytest.param(dict(compile=True), marks=pytest.mark.slow)], ids=str)
+def test_training(tiny_recipe, tmp_path, options):
+    """The loss falls; the run stops, goes on, and its weights are evaluated on the CPU as on the GPU."""
+    recipe = replace(tiny_recipe, device=NAME, epochs=6, validate_every=3, lr=0.01, **options)
+    train(recipe, tmp_path, stop_epoch=2)
+    state = train(recipe, tmp_path, resume=True)
+    with (tmp_path / "log.csv").open(newline="") as file:
+        losses = [float(row["loss"]) for row in csv.DictReader(file)]
+    assert len(losses) == 24 and np.mean(losses[-4:]) < 0.9 * np.mean(losses[:4])
+    dataset = open_dataset(recipe.data, "val", EvalTransform((64, 96)))
+    trained = copy.deepcopy(state.ema.module)
+    assert evaluate(trained, dataset).miou == pytest.approx(evaluate(trained.cpu(), dataset).miou, abs=0.02)
+
+
+def test_teachers(tiny_recipe, tmp_path):
+    name, encoder = "tf_efficientnet_lite0", tmp_path / "encoder.pth"
+    torch.save(timm.create_model(name).state_dict(), encoder)
+    recipe = replace(tiny_recipe, device=NAME, epochs=0, iterations=2, precision="bfloat16", feature_teacher=name,
+                     feature_checkpoint=str(encoder))
+    train(recipe, tmp_path / "run", teacher=bssnet_zoo.create_model("bssnet_t", num_classes=3).eval())
+    with (tmp_path / "run" / "log.csv").open(newline="") as file:
+        assert all(float(row["distill"]) > 0 for row in csv.DictReader(file))
+
+
+def test_one_process_of_torchrun(tiny_recipe, tmp_path):
+    """NCCL, DDP and its collectives."""
+    save_recipe(replace(tiny_recipe, device=NAME), tmp_path / "recipe.yaml")
+    run = subprocess.run(
+        [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "1", "-m", "bssnet_zoo",
+         "train", "--recipe", str(tmp_path / "recipe.yaml"), "--output", str(tmp_path / "run")],
+        capture_output=True, text=True, env={**os.environ, "PYTHONPATH": str(Path(__file__).parents[1])})
+    assert run.returncode == 0, run.stderr
+    assert (tmp_path / "run" / "best.safetensors").exists()
+
+
+@pytest.mark.skipif(not ON_CUDA, reason="SyncBN is for CUDA")
+def test_sync_bn(tiny_recipe):
+    model = create_student(tiny_recipe, 3, Process(DEVICE, 0, 2)).eval()
+    plain = create_student(tiny_recipe, 3, Process(DEVICE)).eval()
+    assert any(isinstance(module, torch.nn.SyncBatchNorm) for module in model.modules())
+    with torch.inference_mode():
+        assert close(model(image(1, 3, 64, 96).to(DEVICE)), plain(image(1, 3, 64, 96).to(DEVICE)).cpu(), 1e-3)
+
+
+@pytest.mark.parametrize(("backend", "precision", "share"), [
+    ("deploy", None, 0.999), ("eager", None, 0.999), ("deploy", "float16", 0.98), ("deploy", "bfloat16", 0.95)])
+def test_predictor(backend, precision, share):
+    expected = bssnet_zoo.Predictor("bssnet_t", "cpu", "float32", "eager", size=240)(STREET)
+    predictor = bssnet_zoo.Predictor("bssnet_t", NAME, precision, backend, size=240)
+    for prediction in (predictor(STREET), *predictor.batch([STREET, STREET]), *predictor.stream([STREET])):
+        assert (prediction.labels == expected.labels).mean() >= share
+    probabilities = predictor(STREET, probabilities=True).probabilities
+    assert np.abs(probabilities.sum(0) - 1).max() < 1e-3
+
+
+def test_commands(tmp_path, capsys):
+    assert main(["predict", str(STREET), "--device", NAME, "--out", str(tmp_path)]) == 0
+    assert main(["bench", "--models", "bssnet_t", "--size", "128x128", "--device", NAME, "--seconds", "0.3", "--rounds",
+                 "3", "--precision", "float32", "float16", "--backends", "channels_last", "deploy", "cudagraphs"]) == 0
+    out = capsys.readouterr().out
+    backends = ("eager", "channels_last", "deploy", "cudagraphs") if ON_CUDA else ("eager", "channels_last", "deploy")
+    for backend in backends:
+        assert f"| bssnet_t | {backend}" in out
+
+
+def test_streams_of_frames_keep_their_order():
+    """Copies to and from the GPU overlap with its work: no answer may be that of another image."""
+    predictor = bssnet_zoo.Predictor("bssnet_t", NAME, size=64)
+    frames = [np.full((64, 96, 3), 10 * i, np.uint8) for i in range(20)]
+    for frame, prediction in zip(frames, predictor.stream(frames), strict=True):
+        assert np.array_equal(prediction.image, frame)
+        assert np.array_equal(prediction.labels, predictor(frame).labels)
