@@ -1,4 +1,4 @@
-"""Where the time of a training iteration goes, in bfloat16 and in float32, and how that compares with the bare network.
+"""Where the time of a training iteration goes, in each precision, and how that compares with the bare network.
 
 python benchmarks/training_speed.py --data camvid:DIR    (with the package installed)
 
@@ -121,6 +121,7 @@ def main() -> None:
     parser.add_argument("--model", default="bssnet_t", metavar="NAME")
     parser.add_argument("--batch-size", type=int, default=8, metavar="N")
     parser.add_argument("--recipe", default="camvid_480x360", choices=RECIPES)
+    parser.add_argument("--precision", nargs="+", default=["bfloat16", "float32"], choices=PRECISIONS, metavar="NAME")
     parser.add_argument("--threads", type=int, default=2, metavar="N")
     parser.add_argument("--workers", type=int, default=0, metavar="N")
     parser.add_argument("--repeats", type=int, default=5, metavar="N", help="iterations in a turn, of three")
@@ -130,11 +131,14 @@ def main() -> None:
     recipe = RECIPES[args.recipe].with_options(
         data=args.data, model=args.model, batch_size=args.batch_size, workers=args.workers, device="cpu",
         channels_last=True)
-    fast, _ = measure(recipe.with_options(precision="bfloat16"), args.repeats)
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2 ** 20
-    print(f"  peak memory {peak:.2f} GiB, without the workers")
-    slow, _ = measure(recipe, args.repeats)
-    print(f"bfloat16 / float32: {fast / slow:.2f}")
+    rates = {}
+    for precision in args.precision:
+        rates[precision], _ = measure(recipe.with_options(precision=precision), args.repeats)
+        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2 ** 20
+        print(f"  peak memory so far {peak:.2f} GiB, without the workers")
+    first, *others = rates
+    for other in others:
+        print(f"{first} / {other}: {rates[first] / rates[other]:.2f}")
 
 
 if __name__ == "__main__":
