@@ -34,7 +34,7 @@ def has_bfloat16() -> bool:
 
 
 def why_slow(precision: str, device: torch.device) -> str | None:
-    """Why a precision is slower than float32 on a device, if it is known to be.
+    """Why a precision is slower than float32 on a device, in torch, if it is known to be.
 
     Of CPUs other than x86's nothing is known.
 
@@ -42,8 +42,10 @@ def why_slow(precision: str, device: torch.device) -> str | None:
         >>> why_slow("float16", torch.device("cpu"))
         'float16 is for GPUs: a CPU computes it slower than float32'
     """
-    if device.type == "cuda" and precision == "bfloat16" and not torch.cuda.is_bf16_supported(False):
-        return "this GPU has no bfloat16 and computes it slower than float32: take float16"
+    if device.type == "cuda" and precision == "bfloat16":
+        with torch.cuda.device(device):
+            if not torch.cuda.is_bf16_supported(including_emulation=False):
+                return "this GPU has no bfloat16 and computes it slower than float32: take float16"
     if device.type != "cpu":
         return None
     if precision == "float16":

@@ -1,11 +1,13 @@
 """The memory of a training process, and precisions that a CPU is slow in."""
 import subprocess
 import sys
+from contextlib import nullcontext
 from pathlib import Path
 
 import pytest
 import torch
 
+from bssnet_zoo import distributed
 from bssnet_zoo.device import why_slow
 
 STEP = """
@@ -46,6 +48,22 @@ def test_why_slow(monkeypatch, machine, has, slow):
     cpu = torch.device("cpu")
     assert ("no instructions for bfloat16" in str(why_slow("bfloat16", cpu))) == slow
     assert "float16 is for GPUs" in why_slow("float16", cpu)
+    monkeypatch.setattr("torch.cuda.device", lambda device: nullcontext())
     monkeypatch.setattr("torch.cuda.is_bf16_supported", lambda including_emulation=True: including_emulation or has)
     assert ("take float16" in str(why_slow("bfloat16", torch.device("cuda")))) != has
     assert why_slow("float32", cpu) is why_slow("float16", torch.device("cuda")) is None
+
+
+@pytest.mark.parametrize(("there", "backend"), [(True, None), (False, "gloo")])
+def test_several_gpus_without_nccl(monkeypatch, there, backend):
+    """As on Windows; None leaves the choice to timm."""
+    asked = []
+
+    def init(device, dist_backend):
+        asked.append(dist_backend)
+        return dict(device=device, global_rank=0, world_size=1)
+
+    monkeypatch.setattr(distributed, "parse_device", lambda name: torch.device("cuda"))
+    monkeypatch.setattr(distributed, "init_distributed_device_so", init)
+    monkeypatch.setattr("torch.distributed.is_nccl_available", lambda: there)
+    assert distributed.init_process().device.type == "cuda" and asked == [backend]

@@ -212,7 +212,8 @@ class TestStage:
 
     @pytest.mark.parametrize(("init", "start"), [
         ("camvid", ", starting from bssnet_t.camvid, which is for research that is not commercial,"),
-        ("pidnet_in1k", ", starting from bssnet_t.pidnet_in1k,"), ("/home/me/best.safetensors", ","), (None, ",")])
+        ("pidnet_in1k", ", starting from bssnet_t.pidnet_in1k,"),
+        ("/me/best.safetensors", ", starting from other weights,"), (None, ",")])
     def test_the_card_says_where_own_weights_start(self, init, start):
         recipe = Recipe(init=init, data="folder:data/mine", epochs=1)
         training = _own_provenance({}, recipe, recipe.data, "cc-by-4.0").training

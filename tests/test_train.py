@@ -526,6 +526,12 @@ class TestPrecision:
         assert bool(saved["scaler"]) == (precision == "float16")
         assert ("slower than float32" in capsys.readouterr().out) == (precision == "float16")
 
+    def test_eval_warns_of_a_slow_one(self, finished, caplog):
+        for precision in ("float32", "float16"):
+            assert main(["eval", "--checkpoint", str(finished[0] / "best.safetensors"), "--device", "cpu", "--workers",
+                         "0", "--precision", precision]) == 0
+            assert ("slower than float32" in caplog.text) == (precision == "float16")
+
     def test_clipped(self, tiny_recipe):
         recipe = replace(tiny_recipe, clip_grad=0.01)
         state = create_state(create_student(recipe, 3, CPU), recipe, 8)

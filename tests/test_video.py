@@ -20,7 +20,7 @@ from PIL import Image
 
 from bssnet_zoo import Predictor, write_overlay
 from bssnet_zoo.cli import main
-from bssnet_zoo.data import open_dataset
+from bssnet_zoo.data import open_dataset, videos
 from bssnet_zoo.data.videos import Clip, Video, is_video, stream_name
 from bssnet_zoo.inference.overlap import behind, newest
 from bssnet_zoo.inference.video import frame_rate
@@ -145,6 +145,14 @@ class TestReading:
         found = list(predictor.video(source, max_frames=3, live=False))
         assert [time for time, _ in found] == pytest.approx([0, 0.1, 0.2])
         assert Video(source).live and is_video("/dev/video0") and is_video("rtsp://camera/1")
+
+    def test_frame_rate_of_macs_cameras(self, monkeypatch):
+        calls = []
+        monkeypatch.setattr(av, "open", lambda name, **options: calls.append((name, options)) or FileNotFoundError)
+        for source in ("avfoundation:0", "v4l2:/dev/video0"):
+            videos._open(source)
+        assert [(name, options["format"], options["options"]) for name, options in calls] == [
+            ("0", "avfoundation", {"framerate": "30"}), ("/dev/video0", "v4l2", None)]
 
     def test_a_colon_in_a_name(self, drive, tmp_path, monkeypatch):
         monkeypatch.chdir(tmp_path)

@@ -70,13 +70,15 @@ def _resident(key: str) -> int | None:
     return next((1024 * int(line.split()[1]) for line in lines if line.startswith(f"{key}:")), None)
 
 
-def _forget_making() -> None:
-    """Gives back what making a side left, and lets the peak of the resident memory start anew."""
+def _forget_making() -> bool:
+    """Gives back what making a side left. Returns whether the peak of the resident memory starts anew."""
     gc.collect()
     if sys.platform == "linux":
         getattr(ctypes.CDLL(None), "malloc_trim", int)(0)
         with suppress(OSError):  # not in every container
             Path("/proc/self/clear_refs").write_text("5")
+            return True
+    return False
 
 
 def _peak_memory(device: torch.device, before: int | None) -> int | None:
@@ -136,7 +138,7 @@ def _serve(
         before = _resident("VmRSS")
         with torch.inference_mode(False):  # a side is made as usual: deployed, compiled, scripted
             run = make()
-        _forget_making()
+        before = before if _forget_making() else None
         for _ in range(warmup):
             result = run()
         passes = max(1, round(seconds / rounds / _seconds_of_a_pass(run, seconds / 6, device)))

@@ -67,7 +67,8 @@ def run(args: argparse.Namespace) -> int:
     dataset = open_dataset(data, split)
     if process.primary:
         check_dataset(dataset)
-    if not exported and (slow := why_slow(args.precision, process.device)):
+    slow = why_slow(args.precision, process.device)
+    if slow and process.primary and not exported:
         _logger.warning(slow)
     if recipe and recipe.trains_on(data, split):
         _logger.warning("%s was trained on %s, and %s is part of it: this is no measure of other images",

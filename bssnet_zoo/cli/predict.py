@@ -103,8 +103,6 @@ def create_predictor(args: argparse.Namespace, device: str | None) -> Predictor:
             raise ValueError(f"{args.checkpoint} knows its model and classes: leave out --model and --num-classes")
         model = create_trained_model(args.model, args.checkpoint, args.num_classes).to(parse_device(device))
     predictor = Predictor(model, device, args.precision, args.backend, args.size)
-    if slow := why_slow(predictor.runner.precision, predictor.runner.device):
-        _logger.warning(slow)
     if args.checkpoint and args.size is None and not is_exported(args.checkpoint):
         warn_of_unknown_size(args.checkpoint, predictor)
     return predictor
@@ -122,12 +120,16 @@ def run(args: argparse.Namespace) -> int:
     check_options(args, process)
     clip = Clip(args.start, args.end, args.stride, args.max_frames, args.live)
     predictor = create_predictor(args, args.device if process.world_size == 1 else str(process.device))
-    if predictor.runner.device.type == "cpu":
+    runner = predictor.runner
+    slow = why_slow(runner.precision, runner.device)
+    if slow and process.primary and runner.backend in ("deploy", "eager"):
+        _logger.warning(slow)
+    if runner.device.type == "cpu":
         keep_freed_memory()
 
     threads = torch.get_num_threads()
     try:
-        if predictor.runner.backend == "openvino":  # which has threads of its own: torch's would spin beside them
+        if runner.backend == "openvino":  # which has threads of its own: torch's would spin beside them
             torch.set_num_threads(1)
         summary = predict_files(
             predictor, args.images, args.out, overwrite=args.overwrite, skip_existing=args.skip_existing,

@@ -79,9 +79,11 @@ def _own_provenance(notes: Mapping[str, str], recipe: Recipe | None, data: str, 
     size = [int(digits) for digits in re.findall(r"\d+", notes.get("size", ""))]
     start = f"{recipe.model}.{recipe.init}" if recipe else ""
     started = ""
-    if is_model_pretrained(start):  # a file would be a path of the publisher's machine
+    if is_model_pretrained(start):
         terms = ", which is for research that is not commercial" if start in WEIGHTS else ""
         started = f", starting from {start}{terms}"
+    elif recipe and recipe.init:
+        started = ", starting from other weights"  # a path of the publisher's machine is nobody's business
     seen = recipe is not None and "split" in notes and recipe.trains_on(recipe.data, notes["split"])
     return Provenance(
         dataset=dataset, dataset_id="-".join(dataset.lower().split()), data=f"{kind}:DIR",

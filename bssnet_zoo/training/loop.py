@@ -139,11 +139,11 @@ def _train(
             raise ValueError(f"{recipe.data}, {recipe.val_split}: images must be {MIN_SIZE} pixels high and wide or "
                              f"more, one has {smallest}: give --val-size")
         warnings += distorted(scans, recipe.val_size, recipe.val_split)
-        if slow := why_slow(recipe.precision, process.device):
-            warnings.append(slow)
         if recipe.trains_on(recipe.data, recipe.val_split):
             warnings.append(f"{recipe.val_split} is trained on: validation says that the run goes well, no more")
     process.gather(None)  # the others wait here for the first one's check, which may take longer than NCCL waits
+    if slow := why_slow(recipe.precision, process.device):
+        warnings.append(slow)
     if (warmup := warmup_iterations(recipe, iterations)) < recipe.warmup_iterations:
         warnings.append(f"The run has {iterations} iterations: a warm-up of {warmup} instead of "
                         f"{recipe.warmup_iterations}")
