@@ -5,8 +5,10 @@ folders have timm's ``config.json``, so that ``timm.create_model("local-dir:FOLD
 """
 import inspect
 import os
+import secrets
 import shutil
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -93,13 +95,27 @@ class BSSNetConfig(PretrainedConfig):
         super().__init__(**kwargs)
 
     def classes(self) -> dict[str, Any]:
-        """The classes in timm's words."""
-        names = [self.id2label[i] for i in range(self.num_labels)]
+        """The classes in timm's words.
+
+        Raises:
+            ValueError: ``id2label`` has gaps.
+        """
+        labels = {int(i): name for i, name in self.id2label.items()}  # texts, if they come from JSON
+        if sorted(labels) != list(range(len(labels))):
+            raise ValueError(f"id2label numbers the classes from 0, without gaps; it has {sorted(labels)}")
+        names = [labels[i] for i in range(len(labels))]
         colours = {name: self.label_descriptions[name] for name in names if name in self.label_descriptions}
         return dict(num_classes=self.num_labels, label_names=names, label_descriptions=colours)
 
+    def weights(self) -> dict[str, Any]:
+        """The pretrained config; with other classes than the zoo's weights have, they are not those weights."""
+        others = f"{self.architecture}.{self.pretrained_cfg.get('tag')}" in WEIGHTS and (
+            self.classes()["label_names"] != list(CAMVID.names))
+        return {key: value for key, value in self.pretrained_cfg.items()
+                if not (others and key in ("tag", "description"))}
+
     def to_dict(self) -> dict[str, Any]:
-        return {**super().to_dict(), **self.classes()}
+        return {**super().to_dict(), **self.classes(), "pretrained_cfg": self.weights()}
 
 
 class BSSNetForSemanticSegmentation(PreTrainedModel):
@@ -116,7 +132,7 @@ class BSSNetForSemanticSegmentation(PreTrainedModel):
 
     def __init__(self, config: BSSNetConfig):
         super().__init__(config)
-        cfg = {"architecture": config.architecture, **config.pretrained_cfg, **config.classes()}
+        cfg = {"architecture": config.architecture, **config.weights(), **config.classes()}
         bssnet = as_bssnet(create_model(
             config.architecture, num_classes=config.num_labels, pretrained_cfg=cfg, **config.model_args))
         # two modules with the same children: weights then have the names that they have in all our files
@@ -168,9 +184,13 @@ class BSSNetImageProcessor(BaseImageProcessor):
         image_mean: Of the normalisation.
         image_std: Of the normalisation.
         **kwargs: Facts of ``preprocessor_config.json`` that are kept as they are.
+
+    Raises:
+        ValueError: A step that is switched off, which others can and this can't.
     """
 
     model_input_names = ["pixel_values"]
+    do_reduce_labels = False
 
     def __init__(
             self,
@@ -179,6 +199,10 @@ class BSSNetImageProcessor(BaseImageProcessor):
             image_std: Sequence[float] = (0.229, 0.224, 0.225),
             **kwargs: Any,
     ):
+        for step, instead in (("do_resize", "size=None"), ("do_rescale", "images in 0..1"),
+                              ("do_normalize", "image_mean=[0, 0, 0] and image_std=[1, 1, 1]")):
+            if not kwargs.get(step, True):
+                raise ValueError(f"{step}=False is not possible here: give {instead}")
         super().__init__(**kwargs)
         self.size, self.image_mean, self.image_std = size, list(image_mean), list(image_std)
 
@@ -211,7 +235,9 @@ class BSSNetImageProcessor(BaseImageProcessor):
             pixels.append(normalise(TF.resize(rgb, sides, antialias=True) if sides else rgb, 1 / std, -mean / std))
         data = {"pixel_values": _stacked(pixels)}
         if segmentation_maps is not None:
-            data["labels"] = _stacked([_labels(labels, sides) for labels in _listed(segmentation_maps)])
+            if self.do_reduce_labels:
+                raise ValueError("do_reduce_labels is not possible here: give label maps in which 255 is no class")
+            data["labels"] = _stacked([_labels(labels, sides) for labels in _listed(segmentation_maps, 3)])
         return BatchFeature(data, tensor_type=return_tensors)
 
     def __call__(self, images: ImageLike | Sequence[ImageLike], *args: Any, **kwargs: Any) -> BatchFeature:
@@ -231,17 +257,19 @@ class BSSNetImageProcessor(BaseImageProcessor):
             for i, size in enumerate(sizes)]
 
 
-def _listed(images: Any) -> list[Any]:
-    is_batch = isinstance(images, (list, tuple)) or getattr(images, "ndim", 0) == 4
+def _listed(images: Any, ndim_of_batch: int = 4) -> list[Any]:
+    is_batch = isinstance(images, (list, tuple)) or getattr(images, "ndim", 0) == ndim_of_batch
     return list(images) if is_batch else [images]
 
 
 def _sides(size: Any) -> list[int] | None:
     if size is None:
         return None
-    for keys in (("shortest_edge",), ("height", "width")):
-        if set(keys) == {key for key, side in dict(size).items() if side is not None}:
-            return [int(dict(size)[key]) for key in keys]
+    with suppress(TypeError, ValueError):  # a number, say
+        sides = {key: side for key, side in dict(size).items() if side is not None}
+        for keys in (("shortest_edge",), ("height", "width")):
+            if set(keys) == set(sides):
+                return [int(sides[key]) for key in keys]
     raise ValueError(f"size is dict(shortest_edge=...) or dict(height=..., width=...), got {size}")
 
 
@@ -280,7 +308,7 @@ def bundled(name: str = "bssnet_t.camvid") -> str:
         raise ValueError(f"there are no weights '{name}' in the zoo: it has {', '.join(WEIGHTS)}")
     folder = Path(constants.HF_HOME) / "bssnet_zoo" / full
     save_configs(full, CAMVID, None, "other", folder)
-    weights, link = pinned_file(full).absolute(), folder / f".{os.getpid()}"
+    weights, link = pinned_file(full).absolute(), folder / f".{secrets.token_hex(4)}"
     try:
         link.symlink_to(weights)
     except OSError:  # Windows doesn't let everybody

@@ -97,6 +97,28 @@ def test_site_refuses_what_it_cannot_show(small, tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == ["thesis.tex"]
 
 
+def test_an_interrupted_site_can_be_written_again(small, tmp_path, monkeypatch):
+    def export(model, path, format, precision, raw, calibration) -> None:
+        if precision == broken:
+            raise KeyboardInterrupt
+        path.write_text(f"a network in {precision}")
+
+    monkeypatch.setattr(site, "export_model", export)
+    small.pretrained_cfg["tag"] = "../../../evil"  # of a stranger's config.json
+    out = tmp_path / "a" / "site"
+    broken = "float16"
+    with pytest.raises(KeyboardInterrupt):
+        write_site([small], out)
+    assert not list(out.iterdir())
+    broken = None
+    write_site([small], out)
+    assert len(list((out / "models").iterdir())) == 2 and not list(tmp_path.rglob("evil*"))
+    before, broken = sorted(out.rglob("*")), "float16"
+    with pytest.raises(KeyboardInterrupt):
+        write_site([small], out)
+    assert sorted(out.rglob("*")) == before
+
+
 def test_a_runtime_must_be_the_one_that_was_tested(tmp_path):
     with pytest.raises(ValueError, match="no onnxruntime-web in .*: run 'npm install onnxruntime-web@"):
         runtime.find_runtime(tmp_path)
@@ -129,7 +151,7 @@ def test_wrong_arguments_are_one_line(options, message, tmp_path, monkeypatch, c
     assert message in error and error.count("\n") == 1 and not Path("site").exists()
 
 
-def test_models_and_checkpoints_come_with_their_classes(tmp_path, monkeypatch):
+def test_models_and_checkpoints_come_with_their_classes(tmp_path, monkeypatch, capsys):
     def write(models, *options) -> list[Path]:
         given.append([(site.model_name(model), bssnet_zoo.class_info(model)) for model in models])
         return []
@@ -145,6 +167,11 @@ def test_models_and_checkpoints_come_with_their_classes(tmp_path, monkeypatch):
               metadata={**note_classes(mine), "input_size": "[64, 96]"})
     assert main(["demo", "--checkpoint", str(tmp_path / "mine.safetensors"), *out]) == 0
     assert given[1] == [("bssnet_t", mine)]
+    (tmp_path / "two").mkdir()
+    (tmp_path / "two" / "dataset.yaml").write_text("classes: [sky, road]\n")
+    options = ["demo", "--checkpoint", str(tmp_path / "mine.safetensors"), "--data", f"folder:{tmp_path / 'two'}", *out]
+    assert main(options) == 2 and len(given) == 2
+    assert f"mine.safetensors has 3 classes, folder:{tmp_path / 'two'} has 2" in capsys.readouterr().err
 
 
 # --- the server
@@ -181,6 +208,18 @@ def test_server_gives_the_files_of_the_site_and_nothing_else(plain_site):
                 get(served.url + path)
         with pytest.raises(urllib.error.HTTPError, match="501"):
             get(served.url, "POST")
+
+
+def test_the_address_that_is_shown_is_this_machines(plain_site, capsys):
+    """Browsers give threads and the camera to 127.0.0.1, not to 0.0.0.0; one that goes away is nobody's error."""
+    with SiteServer(plain_site, host="0.0.0.0", port=0) as served:
+        assert served.url.startswith("http://127.0.0.1:")
+        for error in (ConnectionResetError(), ValueError("ours")):
+            try:
+                raise error
+            except (OSError, ValueError):
+                served.handle_error(None, ("127.0.0.1", 1))
+    assert "ours" in (text := capsys.readouterr().err) and "ConnectionReset" not in text
 
 
 def test_a_taken_port_is_said(plain_site):

@@ -308,6 +308,27 @@ def test_what_was_chosen_last_stays(demo):
     demo.page.unroute("**/samples/shops.jpg")
 
 
+def test_a_picture_that_is_slow_to_decode_comes_too_late(demo, model):
+    demo.page.evaluate("""() => {
+        const decode = createImageBitmap.bind(window);
+        let calls = 0;
+        window.createImageBitmap = async (source, options) => {
+            const bitmap = await decode(source, options);
+            if (source.name === "slow.jpg" && ++calls === 2) {  // the one to be segmented, not the one to be shown
+                await new Promise((go) => setTimeout(go, 1500));
+            }
+            return bitmap;
+        };
+    }""")
+    demo.choose_file("slow.jpg", SAMPLES["crossing"].read_bytes())
+    demo.page.wait_for_timeout(500)
+    demo.choose_sample("dusk")
+    demo.page.wait_for_timeout(2000)
+    assert demo.page.get_attribute("#photo", "aria-label").startswith("dusk.jpg")
+    expected = bssnet_zoo.predict(model, SAMPLES["dusk"], size=360).labels
+    assert (np.asarray(demo.saved("labels")) == expected).mean() >= 0.999
+
+
 def check_moving(demo) -> None:
     """Frames come, are dropped rather than queued, pause and go on."""
     page = demo.page

@@ -210,6 +210,17 @@ class TestStage:
         assert str(own_staged.parent) not in card.text
         assert Image.open(own_staged / "sample.png").size == (200, 100)
 
+    def test_what_is_not_ours_stays(self, own, tmp_path):
+        """What the Trainer of transformers saved looks like a staged folder; weights don't overwrite themselves."""
+        for name in ("README.md", "model.safetensors", "preprocessor_config.json"):
+            (tmp_path / name).write_text("mine")
+        (tmp_path / "config.json").write_text('{"architecture": "bssnet_t", "transformers_version": "5.0"}')
+        with pytest.raises(ValueError, match="README.md is there and was not staged: choose an empty folder"):
+            stage("bssnet_t.roads", "acme", tmp_path, **own)
+        assert (tmp_path / "model.safetensors").read_text() == "mine"
+        with pytest.raises(ValueError, match="model.safetensors would be overwritten"):
+            stage("bssnet_t.roads", "acme", tmp_path, **{**own, "checkpoint": tmp_path / "model.safetensors"})
+
     @pytest.mark.parametrize(("init", "start"), [
         ("camvid", ", starting from bssnet_t.camvid, which is for research that is not commercial,"),
         ("pidnet_in1k", ", starting from bssnet_t.pidnet_in1k,"),

@@ -213,3 +213,12 @@ def test_no_network(tmp_path):
     with pytest.raises(RuntimeError, match="can't download http://127.0.0.1:9/trunk.pth: .*checkpoint_path"):
         bssnet_zoo.create_model("bssnet_t.pidnet_in1k", pretrained=True, cache_dir=tmp_path,
                                 pretrained_cfg_overlay=dict(url="http://127.0.0.1:9/trunk.pth"))
+
+
+@pytest.mark.parametrize(("config", "message"), [
+    ('{"model_type": "segformer"}', "names no 'architecture': it is no model of timm or this package"),
+    ("<html>", "is no JSON object: Expecting value")])
+def test_config_of_others(tmp_path, config, message):
+    (tmp_path / "config.json").write_text(config)
+    with pytest.raises(ValueError, match=message):
+        bssnet_zoo.create_model(f"local-dir:{tmp_path}", pretrained=True)

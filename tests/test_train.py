@@ -27,8 +27,10 @@ import bssnet_zoo
 from bssnet_zoo.cli import main
 from bssnet_zoo.cli.train import add_recipe_arguments, recipe_from_arguments
 from bssnet_zoo.distributed import Process
+from bssnet_zoo.hub import stage
 from bssnet_zoo.losses import BSSNetLoss
 from bssnet_zoo.models import WEIGHTS
+from bssnet_zoo.models.bssnet import as_bssnet
 from bssnet_zoo.models.smp import Renormalize, SmpModel
 from bssnet_zoo.training import loop, parts
 from bssnet_zoo.training.distillation import create_teacher, distillation_loss
@@ -568,6 +570,19 @@ class TestWiderAndOther:
         for name in ("best.safetensors", "last.pth"):
             model = bssnet_zoo.create_model("bssnet_t", checkpoint_path=tmp_path / name)
             assert model.decoder.fuse.attention is None
+        shutil.copy(tmp_path / "last.pth", tmp_path / "elsewhere.pth")
+        teacher = create_teacher(replace(tiny_recipe, teacher="bssnet_t", teacher_checkpoint=str(
+            tmp_path / "elsewhere.pth")), 3)
+        assert as_bssnet(teacher).decoder.fuse.attention is None
+        stage("bssnet_t.sum", "acme", tmp_path / "staged", tmp_path / "best.safetensors", license="cc-by-4.0")
+        again = timm.create_model(f"local-dir:{tmp_path / 'staged'}", pretrained=True)
+        assert again.decoder.fuse.attention is None
+
+    def test_eval_finds_the_model(self, tiny_recipe, tmp_path, capsys):
+        model = bssnet_zoo.create_model("bssnet_b", num_classes=3)
+        save_file(model.state_dict(), tmp_path / "b.safetensors")
+        assert main(["eval", "--checkpoint", str(tmp_path / "b.safetensors"), "--data", tiny_recipe.data, "--size",
+                     "64x96", "--workers", "0"]) == 0
 
     def test_encoder_decoder(self, tiny_recipe, tmp_path):
         """It trains, teaches and is evaluated; encoder weights of other names fit if their shapes do."""

@@ -94,6 +94,14 @@ class TestAuto:
         kept, before = model.bssnet.state_dict(), ours.state_dict()
         assert all(torch.equal(kept[name], before[name]) for name in before if "classifier" not in name)
 
+    def test_class_names_as_json_has_them(self, folder):
+        """With texts for keys; the network isn't the zoo's any more."""
+        config = AutoConfig.from_pretrained(folder, id2label={"0": "road", "1": "car"}).to_dict()
+        assert config["label_names"] == ["road", "car"] and "tag" not in config["pretrained_cfg"]
+        assert AutoConfig.from_pretrained(folder).to_dict()["pretrained_cfg"]["tag"] == "camvid"
+        with pytest.raises(ValueError, match=r"id2label numbers the classes from 0, without gaps; it has \[0, 255\]"):
+            AutoConfig.from_pretrained(folder, id2label={0: "road", 255: "ignored"})
+
     def test_from_scratch(self):
         model = BSSNetForSemanticSegmentation(BSSNetConfig("bssnet_t", num_labels=19))
         assert logits(model, torch.zeros(1, 3, 64, 96)).shape == (1, 19, 64, 96)
@@ -172,8 +180,23 @@ class TestImageProcessor:
             assert batch["labels"].dtype == torch.int64 and batch["labels"].shape == (1, 90, 120)
             assert (batch["labels"][0, :, :60] == 255).all() and (batch["labels"][0, :, 60:] == 2).all()
 
+    def test_a_batch_in_one_array(self, street):
+        batch = BSSNetImageProcessor(size=dict(height=90, width=120))(
+            np.stack([np.asarray(street)] * 2), np.ones((2, 180, 240), np.uint8), return_tensors="pt")
+        assert batch["pixel_values"].shape == (2, 3, 90, 120) and batch["labels"].shape == (2, 90, 120)
+
+    @pytest.mark.parametrize(("option", "message"), [
+        (dict(do_resize=False), "do_resize=False is not possible here: give size=None"),
+        (dict(do_rescale=False), "do_rescale=False is not"), (dict(do_normalize=False), "do_normalize=False is not"),
+        (dict(do_reduce_labels=True), "do_reduce_labels is not possible here: give label maps in which 255 is no")])
+    def test_steps_that_cannot_be_chosen(self, folder, street, option, message):
+        with pytest.raises(ValueError, match=message):
+            AutoImageProcessor.from_pretrained(folder, **option)([street], [np.zeros((180, 240), np.uint8)])
+
     def test_bad_input(self, street):
         processor = BSSNetImageProcessor()
+        with pytest.raises(ValueError, match=r"size is dict\(shortest_edge=...\) or"):
+            processor(street, size=512)
         with pytest.raises(ValueError, match="images of one batch have one size, got 180x240, 240x180: give size=dict"):
             processor([street, street.transpose(Image.Transpose.ROTATE_90)])
         with pytest.raises(ValueError, match=r"size is dict\(shortest_edge=...\) or dict\(height=..., width=...\), "):

@@ -14,8 +14,9 @@ from torchvision.transforms.v2 import functional as TF
 
 from ..data.images import load_image
 from ..deployment.export import FORMATS, export_model
-from ..deployment.exported import onnx_session, openvino_core
+from ..deployment.exported import HINTS, onnx_session, openvino_core
 from ..deployment.graph import for_runtime
+from ..deployment.openvino import RawLogits
 from ..deployment.rewrites import deploy
 from ..device import PRECISIONS, keep_freed_memory, why_slow
 from ..models import BSSNet, create_model
@@ -118,17 +119,6 @@ class Settings:
     calibration: str = str(ASSETS / "street.png")
 
 
-class RawLogits(nn.Module):
-    """A network without its resize to full size."""
-
-    def __init__(self, model: BSSNet | Peer):
-        super().__init__()
-        self.model = model
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return self.model.forward_head(self.model.forward_features(x))
-
-
 def is_peer(name: str) -> bool:
     return not name.startswith("bssnet_")
 
@@ -189,9 +179,8 @@ def make_onnxruntime(file: str, side: Side, size: Sequence[int], settings: Setti
 
 def make_openvino(file: str, side: Side, size: Sequence[int], settings: Settings) -> Callable[[], Any]:
     config = {"INFERENCE_NUM_THREADS": settings.threads, "PERFORMANCE_HINT": "LATENCY"}
-    hints = {"float32": "f32", "bfloat16": "bf16"}  # with int8, what isn't int8 is in what OpenVINO prefers
-    if side.precision in hints:
-        config["INFERENCE_PRECISION_HINT"] = hints[side.precision]
+    if side.precision in HINTS:  # with int8, what isn't int8 is in what OpenVINO prefers
+        config["INFERENCE_PRECISION_HINT"] = HINTS[side.precision]
     request = openvino_core().compile_model(file, "CPU", config).create_infer_request()
     images = street(size).numpy()
     return lambda: request.infer([images], share_inputs=True, share_outputs=True)[0]

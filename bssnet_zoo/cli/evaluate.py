@@ -27,7 +27,7 @@ def add_parser(verbs: Verbs) -> None:
         "eval", help="mIoU of a model on a data set",
         description="Prints IoU of each class, mIoU, pixel accuracy, F1 of the boundaries (tolerance 2 pixels) and "
                     "images/s; predicts whole images unless told otherwise.")
-    parser.add_argument("--model", metavar="NAME", help="model or model.tag (default: the run's, else bssnet_t)")
+    parser.add_argument("--model", metavar="NAME", help="model or model.tag (default: the checkpoint's, else bssnet_t)")
     parser.add_argument("--checkpoint", metavar="FILE", help="weights instead of the pretrained ones; from a run "
                         "folder, its recipe.yaml gives model, data, split and size unless they are given here; or a "
                         "file of 'bssnet-zoo export', which is run on the CPU")
@@ -60,7 +60,7 @@ def run(args: argparse.Namespace) -> int:
     size = args.size
     if size is None and not args.sliding_window:
         size = (exported and exported.size) or (recipe.val_size if recipe else None)
-    model_name = args.model or (recipe.model if recipe else "bssnet_t")
+    model_name = args.model or (recipe.model if recipe else None)
     if exported:
         check_exported(args, exported)
     process = init_process("cpu" if exported else args.device)
@@ -73,8 +73,7 @@ def run(args: argparse.Namespace) -> int:
     if recipe and recipe.trains_on(data, split):
         _logger.warning("%s was trained on %s, and %s is part of it: this is no measure of other images",
                         args.checkpoint, recipe.train_split, split)
-    model = exported or create_network(
-        model_name, len(dataset.classes.names), args.checkpoint, weighted=recipe is None or recipe.weighted)
+    model = exported or create_network(model_name, len(dataset.classes.names), args.checkpoint)
     if size is None and not recipe and not args.sliding_window:
         size = size_made_for(model, args.checkpoint)
     cfg = vars(exported) if exported else getattr(model, "pretrained_cfg", {})

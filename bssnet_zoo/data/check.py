@@ -13,7 +13,7 @@ from .classes import IGNORE_INDEX
 from .datasets import UNKNOWN, UNREADABLE, SegmentationDataset, ranges, read_image, read_label
 from .images import ORIENTATION
 
-__all__ = ["FileScan", "check_dataset", "distorted", "fingerprint", "missing_classes", "scan_files"]
+__all__ = ["FileScan", "check_dataset", "distorted", "fingerprint", "missing_classes"]
 
 SHOWN = 3
 
@@ -28,18 +28,6 @@ class FileScan:
     label_size: tuple[int, int] = (0, 0)
     counts: np.ndarray = field(default_factory=lambda: np.zeros(256, np.int64))
     error: str = ""
-
-
-def scan_files(dataset: SegmentationDataset, full: bool = False) -> list[FileScan]:
-    """Decode all labels and the headers of all images, in threads. A file that can't be read sets ``error``.
-
-    Args:
-        dataset: The data set.
-        full: Decode the images as well: a header may be whole where the rest is damaged.
-    """
-    with ThreadPoolExecutor() as pool:
-        scans = pool.map(partial(_scan, full=full), dataset.files)
-        return list(tqdm(scans, "checking", len(dataset), unit="image", leave=False, disable=None))
 
 
 def _scan(pair: tuple[Path, Path], full: bool) -> FileScan:
@@ -75,7 +63,10 @@ def check_dataset(dataset: SegmentationDataset, full: bool = False) -> list[File
         4
     """
     missing = [label for _, label in dataset.files if not label.is_file()]
-    scans = [scan for scan in scan_files(dataset, full) if scan.label_path.is_file()]
+    pairs = [pair for pair in dataset.files if pair[1].is_file()]
+    with ThreadPoolExecutor() as pool:
+        found = pool.map(partial(_scan, full=full), pairs)
+        scans = list(tqdm(found, "checking", len(pairs), unit="image", leave=False, disable=None))
     broken = [scan.error for scan in scans if scan.error]
     sizes = [
         f"{scan.label_path.name} ({_text(scan.label_size)}, image {_text(scan.image_size)})"

@@ -4,6 +4,7 @@ import functools
 import json
 import os
 import shutil
+import sys
 from http import HTTPStatus
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -48,7 +49,12 @@ class SiteServer(ThreadingHTTPServer):
             raise OSError(f"can't listen at port {port} of {host}: {error.strerror or error}") from error
         except OverflowError as error:
             raise ValueError(f"a port is a number from 0 to 65535, got {port}") from error
-        self.url = f"http://{host}:{self.server_address[1]}/"
+        shown = "127.0.0.1" if host in ("", "0.0.0.0") else host  # pages of other addresses get no threads, no camera
+        self.url = f"http://{shown}:{self.server_address[1]}/"
+
+    def handle_error(self, request: Any, client_address: Any) -> None:
+        if not isinstance(sys.exc_info()[1], ConnectionError):  # the browser went away
+            super().handle_error(request, client_address)
 
     @functools.cached_property
     def files(self) -> dict[str, Path]:

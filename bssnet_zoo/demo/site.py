@@ -1,9 +1,11 @@
 """The page as static files: what the browser loads, with the models and a manifest that says what they are."""
 import json
 import os
+import re
 import shutil
 import tempfile
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -104,31 +106,32 @@ def write_model(
         size: int | None,
         calibration: Calibration | None,
         bar: tqdm,
-) -> tuple[dict[str, Any], list[Path]]:
-    """Writes ``models/NAME.PRECISION-HASH.onnx``. Returns the manifest's entry and the files.
+        written: list[Path],
+) -> dict[str, Any]:
+    """Writes ``models/NAME.PRECISION-HASH.onnx`` and says so in ``written``. Returns the manifest's entry.
 
     The hash is in the name so that a browser that kept an older file asks for the new one.
     """
-    cfg, classes, files, written = model.pretrained_cfg, class_info(model), {}, []
+    cfg, classes, files = model.pretrained_cfg, class_info(model), {}
+    file_name = re.sub(r"[^\w.-]", "_", model_name(model))  # its tag comes from a config, which may be a stranger's
     for precision in (*PRECISIONS, *(["int8"] if calibration else [])):
         with tempfile.TemporaryDirectory() as folder:
             path = Path(folder, "model.onnx")
             export_model(model, path, "onnx", precision=precision, raw=True, calibration=calibration)
             digest = sha256(path)
-            target = out / "models" / f"{model_name(model)}.{precision}-{digest[:8]}.onnx"
+            target = out / "models" / f"{file_name}.{precision}-{digest[:8]}.onnx"
             with atomic_path(target) as temporary:
                 shutil.copyfile(path, temporary)
+            written.append(target)
         files[precision] = dict(url=f"models/{target.name}", bytes=target.stat().st_size, sha256=digest)
-        written.append(target)
         bar.update()
     trained = min(trained_size(model))
     size = size or min(trained, FIRST_SIZE)
-    entry = dict(
+    return dict(
         name=model_name(model), mean=list(cfg["mean"]), std=list(cfg["std"]), trained_size=trained,
         size=size, sizes=sizes_to_choose(trained, size), files=files,
         classes=[dict(name=name, colour=colour) for name, colour in zip(
             classes.names, classes.hex_palette, strict=True)])
-    return entry, written
 
 
 def copy_page(out: Path) -> Iterator[Path]:
@@ -143,6 +146,27 @@ def copy_page(out: Path) -> Iterator[Path]:
         with atomic_path(out / name) as temporary:
             temporary.write_text(text, encoding="utf-8")
         yield out / name
+
+
+def _write_site(
+        models: Sequence[BSSNet],
+        out: Path,
+        dist: Path | None,
+        size: int | None,
+        calibration: Calibration | None,
+        written: list[Path],
+) -> None:
+    exports = len(models) * (len(PRECISIONS) + bool(calibration))
+    with tqdm(total=exports, desc="exporting", unit="file", disable=None, leave=False) as bar:
+        entries = [write_model(model, out, size, calibration, bar, written) for model in models]
+    written += copy_page(out)
+    written += copy_runtime(dist, out / "runtime") if dist else []
+    manifest = dict(
+        made_by=MADE_BY, version=__version__, runtime=runtime_facts(local=dist is not None), models=entries,
+        files=sorted(path.relative_to(out).as_posix() for path in (*written, out / MANIFEST)))
+    with atomic_path(out / MANIFEST) as temporary:  # last: what it names is there
+        temporary.write_text(json.dumps(manifest, indent=1) + "\n")
+    written.append(out / MANIFEST)
 
 
 def write_site(
@@ -180,21 +204,16 @@ def write_site(
     before = old_files(out, overwrite)
     require(FORMATS["onnx"].packages, "the demo")
     dist = find_runtime(runtime) if runtime is not None else None
-    entries, written = [], []
-    exports = len(models) * (len(PRECISIONS) + bool(calibration))
-    with tqdm(total=exports, desc="exporting", unit="file", disable=None, leave=False) as bar:
-        for model in models:
-            entry, files = write_model(model, out, size, calibration, bar)
-            entries.append(entry)
-            written += files
-    written += copy_page(out)
-    written += copy_runtime(dist, out / "runtime") if dist else []
-    manifest = dict(
-        made_by=MADE_BY, version=__version__, runtime=runtime_facts(local=dist is not None), models=entries,
-        files=sorted(path.relative_to(out).as_posix() for path in (*written, out / MANIFEST)))
-    with atomic_path(out / MANIFEST) as temporary:  # last: what it names is there
-        temporary.write_text(json.dumps(manifest, indent=1) + "\n")
-    written.append(out / MANIFEST)
+    written: list[Path] = []
+    try:
+        _write_site(models, out, dist, size, calibration, written)
+    except BaseException:  # Ctrl-C too: without a manifest, the next try would take what is there for files of others
+        for path in set(written) - before:
+            path.unlink(missing_ok=True)
+        for folder in sorted({path.parent for path in written}, reverse=True):
+            with suppress(OSError):  # which is not empty
+                folder.rmdir()
+        raise
     for path in before - set(written):
         path.unlink(missing_ok=True)
     return written

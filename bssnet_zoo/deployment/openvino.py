@@ -4,6 +4,7 @@ import os
 import threading
 import warnings
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import torch
@@ -21,9 +22,11 @@ EXAMPLE_SIZE = (192, 256)  # to trace a graph for any size: on a smaller one map
 
 
 class RawLogits(nn.Module):
-    def __init__(self, model: BSSNet):
+    """A network without its resize to full size."""
+
+    def __init__(self, model: nn.Module):
         super().__init__()
-        self.model = model
+        self.model: Any = model
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
         return self.model.forward_head(self.model.forward_features(images))

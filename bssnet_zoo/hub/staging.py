@@ -20,7 +20,7 @@ from ..files import atomic_path, sha256
 from ..inference.predictor import predict
 from ..models import BSSNet, convert_checkpoint, create_model, list_models, read_checkpoint
 from ..models.bssnet import as_bssnet
-from ..models.checkpoints import checkpoint_num_classes
+from ..models.checkpoints import checkpoint_num_classes, is_plain_sum
 from ..models.notes import noted_classes, noted_config, read_notes
 from ..models.weights import ASSETS, HUB_FILENAME, WEIGHTS, hub_id
 from ..training.recipes import Recipe, parse_recipe
@@ -104,7 +104,14 @@ def _stage_zoo_weights(name: str, checkpoint: Path | None, target: Path) -> None
         shutil.copyfile(source, temporary)
 
 
-def _save_config(name: str, classes: ClassInfo, size: Sequence[int] | None, license: str, path: Path) -> dict[str, Any]:
+def _save_config(
+        name: str,
+        classes: ClassInfo,
+        size: Sequence[int] | None,
+        license: str,
+        path: Path,
+        model_args: dict[str, Any],
+) -> dict[str, Any]:
     """Writes timm's config.json with names and colours of the classes. Returns the pretrained config."""
     architecture, tag = split_model_name_tag(name)
     cfg = get_pretrained_cfg(name if name in WEIGHTS else architecture)
@@ -117,9 +124,10 @@ def _save_config(name: str, classes: ClassInfo, size: Sequence[int] | None, lice
         overlay["description"] = None
     model = as_bssnet(create_model(
         architecture, num_classes=len(classes.names), pretrained_cfg=cfg,
-        pretrained_cfg_overlay=overlay, device="meta"))
+        pretrained_cfg_overlay=overlay, device="meta", **model_args))
     with atomic_path(path) as temporary:
-        save_config_for_hf(model, str(temporary), model_config={**classes.config, **TRANSFORMERS})
+        save_config_for_hf(
+            model, str(temporary), model_config={**classes.config, **TRANSFORMERS}, model_args=model_args)
     return model.pretrained_cfg
 
 
@@ -139,6 +147,7 @@ def save_configs(
         size: Sequence[int] | None,
         license: str,
         folder: Path,
+        **model_args: Any,
 ) -> None:
     """Writes the ``config.json`` of timm and transformers, and ``preprocessor_config.json``.
 
@@ -148,8 +157,9 @@ def save_configs(
         size: (height, width) that the network should see; None for the model's.
         license: An identifier of the Hub.
         folder: Where to.
+        **model_args: Further arguments of the model, that JSON can hold.
     """
-    cfg = _save_config(name, classes, size, license, folder / "config.json")
+    cfg = _save_config(name, classes, size, license, folder / "config.json", model_args)
     _save_preprocessor(cfg, folder / "preprocessor_config.json")
 
 
@@ -158,6 +168,13 @@ def _save_pictures(model: BSSNet, image: ImageLike, folder: Path) -> None:
     for name, picture in (("sample.png", prediction.image), ("overlay.png", prediction.overlay())):
         with atomic_path(folder / name) as temporary:
             picture.save(temporary)
+
+
+def _is_staged(folder: Path) -> bool:
+    """Whether an earlier `stage` wrote there; transformers leaves the same files, and its version."""
+    config = folder / "config.json"
+    return (folder / "preprocessor_config.json").exists() and not (
+        config.exists() and "transformers_version" in config.read_text(encoding="utf-8"))
 
 
 def stage(
@@ -196,9 +213,12 @@ def stage(
         >>> stage("bssnet_t.camvid", "YOU", "staged")[:3]
         ['LICENSE.md', 'README.md', 'config.json']
     """
+    model_args: dict[str, Any] = {}
     folder, checkpoint = Path(folder), None if checkpoint is None else Path(checkpoint)
     repo_id = _check_name(name, organization, checkpoint)
-    if not (folder / "preprocessor_config.json").exists():  # which an earlier call would have left
+    if checkpoint is not None and checkpoint.resolve() == (folder / HUB_FILENAME).resolve():
+        raise ValueError(f"{checkpoint} would be overwritten: choose another folder")
+    if not _is_staged(folder):
         for file in ("README.md", "config.json", HUB_FILENAME):
             if (folder / file).exists():
                 raise ValueError(f"{folder / file} is there and was not staged: choose an empty folder")
@@ -211,23 +231,21 @@ def stage(
         assert checkpoint is not None  # `_check_name` refuses that
         classes, provenance = _own_weights(checkpoint, data, license)
         convert_checkpoint(checkpoint, folder / HUB_FILENAME)
+        if is_plain_sum(read_checkpoint(checkpoint)):
+            model_args["weighted"] = False
     if image is None:
         provenance = replace(provenance, sample_source="It is a frame of CamVid's test split, for research only.")
     size = size or provenance.size
     if size is None and checkpoint is not None:  # validated at the images' own size: what it was trained for
         size = noted_config(read_notes(checkpoint), checkpoint).get("input_size", ())[1:] or None
-    save_configs(name, classes, size, provenance.license, folder)
+    save_configs(name, classes, size, provenance.license, folder, **model_args)
     model = as_bssnet(timm.create_model(f"local-dir:{folder}", pretrained=True)).eval()
     _save_pictures(model, STREET if image is None else image, folder)
     with atomic_path(folder / "README.md") as temporary:
         model_card(model, repo_id, folder / HUB_FILENAME, provenance).save(temporary)
-    files = ["README.md", "config.json", HUB_FILENAME, "overlay.png", "preprocessor_config.json", "sample.png"]
-    if provenance.license_name:
-        with atomic_path(folder / "LICENSE.md") as temporary:
-            shutil.copyfile(CAMVID_LICENSE, temporary)
-        files.insert(0, "LICENSE.md")
-    if name in WEIGHTS:
-        with atomic_path(folder / "failures.jpg") as temporary:
-            shutil.copyfile(ASSETS / f"{name}.failures.jpg", temporary)
-        files.insert(-3, "failures.jpg")
-    return files
+    copies = {"LICENSE.md": CAMVID_LICENSE, "failures.jpg": ASSETS / f"{name}.failures.jpg"} if name in WEIGHTS else {}
+    for file, source in copies.items():
+        with atomic_path(folder / file) as temporary:
+            shutil.copyfile(source, temporary)
+    made = ["README.md", "config.json", HUB_FILENAME, "overlay.png", "preprocessor_config.json", "sample.png"]
+    return sorted([*copies, *made])

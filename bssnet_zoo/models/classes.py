@@ -8,7 +8,7 @@ from ..data.classes import CITYSCAPES, ClassInfo, default_palette, hex_colour
 __all__ = ["class_info", "model_name", "shown_size", "trained_size", "unnamed_classes"]
 
 
-def class_info(model: nn.Module, num_classes: int | None = None) -> ClassInfo:
+def class_info(model: nn.Module) -> ClassInfo:
     """Class names and palette of a model, from its pretrained config.
 
     A model whose class count differs from its config's has no names of its own: 19 classes are then taken to be those
@@ -19,8 +19,7 @@ def class_info(model: nn.Module, num_classes: int | None = None) -> ClassInfo:
         >>> class_info(create_model("bssnet_t", pretrained=True)).names[:3]
         ('sky', 'building', 'pole')
     """
-    if num_classes is None:
-        num_classes = int(getattr(model, "num_classes", 0))
+    num_classes = int(getattr(model, "num_classes", 0))
     cfg = getattr(model, "pretrained_cfg", {})
     names = tuple(cfg.get("label_names") or ())
     if len(names) == num_classes:

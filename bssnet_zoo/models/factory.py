@@ -1,6 +1,8 @@
 """`create_model` and `list_models`: timm's, with errors that say what to do and checkpoints of any naming."""
+import json
 import os
 from difflib import get_close_matches
+from pathlib import Path
 from typing import Any
 
 import timm
@@ -85,7 +87,9 @@ def create_model(
     source, model_id = parse_model_name(model_name)
     if source == "hf-hub":  # timm fetches it too, but says less clearly why it can't
         repo_id, revision = hf_split(model_id)
-        hub_file(repo_id, "config.json", revision, kwargs.get("cache_dir"))
+        check_timm_config(hub_file(repo_id, "config.json", revision, kwargs.get("cache_dir")), model_name)
+    elif source == "local-dir" and Path(model_id, "config.json").is_file():
+        check_timm_config(Path(model_id, "config.json"), model_name)
     if checkpoint_path is not None and kwargs.get("features_only"):  # there is no whole model to load into afterwards
         overlay = {**(kwargs.pop("pretrained_cfg_overlay", None) or {}), "file": str(checkpoint_path)}
         return timm.create_model(model_name, True, pretrained_cfg, pretrained_cfg_overlay=overlay, **kwargs)
@@ -100,6 +104,16 @@ def create_model(
     load_checkpoint(model, checkpoint_path)
     model.pretrained_cfg.update(checkpoint_config(checkpoint_path, model.num_classes))
     return model
+
+
+def check_timm_config(path: str | os.PathLike[str], model_name: str) -> None:
+    """Raises ValueError for a ``config.json`` that timm can't read; its own errors don't name it."""
+    try:
+        is_timm = "architecture" in json.loads(Path(path).read_text(encoding="utf-8"))
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"config.json of {model_name} is no JSON object: {error}") from None
+    if not is_timm:
+        raise ValueError(f"config.json of {model_name} names no 'architecture': it is no model of timm or this package")
 
 
 def create_trained_model(

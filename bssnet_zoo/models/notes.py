@@ -4,7 +4,6 @@
 ``recipe`` (YAML), and what was measured: ``iteration``, ``miou``, ``split``, ``size``, ``precision``.
 """
 import json
-import logging
 import os
 from collections.abc import Mapping
 from typing import Any
@@ -14,8 +13,6 @@ from safetensors import SafetensorError, safe_open
 from ..data.classes import ClassInfo, hex_colour
 
 __all__ = ["note_classes", "noted_classes", "noted_config", "read_notes"]
-
-_logger = logging.getLogger(__name__)
 
 
 def read_notes(path: str | os.PathLike[str]) -> dict[str, str]:

@@ -137,25 +137,23 @@ class SmpModel(nn.Module):
 
 
 def create_network(
-        name: str,
+        name: str | None,
         num_classes: int,
         checkpoint: str | os.PathLike | None = None,
-        weighted: bool = True,
 ) -> nn.Module:
     """A trained network: a model of the zoo, or ``smp:ARCHITECTURE/ENCODER``.
 
     Args:
-        name: Its name.
+        name: Its name; None for what the checkpoint fits, or bssnet_t.
         num_classes: Number of classes of the checkpoint.
         checkpoint: File with its weights; the pretrained ones, with the classes that they have, if None.
-        weighted: A model of the zoo fuses by UMF.
 
     Raises:
         ValueError: No such model, weights that don't fit, or none at all.
         FileNotFoundError: No such checkpoint.
     """
-    if not name.startswith(SMP):
-        return create_trained_model(name, checkpoint, num_classes if checkpoint else None, weighted=weighted)
+    if name is None or not name.startswith(SMP):
+        return create_trained_model(name, checkpoint, num_classes if checkpoint else None)
     if checkpoint is None:
         raise ValueError(f"{name} has no pretrained weights: give a checkpoint of it, by --checkpoint or, of a "
                          "teacher, --teacher-checkpoint")

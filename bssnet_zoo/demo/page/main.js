@@ -48,11 +48,20 @@ function loadNetwork() {
   ready = busy = false;
   missing = "";
   complain(missing);
+  forgetResult();
   model = manifest.models.find(({ name }) => name === $("model").value);
   fillSizes();
   legend.setClasses(model.classes);
   describeLoading(`Loading ${model.name}`, 0);
   send({ type: "load", load: ++loads, name: model.name, backend: $("backend").value, side: side() });
+}
+
+// What is shown or on its way belongs to another model or picture from now on.
+function forgetResult() {
+  result = undefined;
+  number++;
+  $("save-labels").disabled = $("save-overlay").disabled = true;
+  $("under").hidden = $("facts").hidden = true;
 }
 
 function side() {
@@ -73,9 +82,13 @@ function fillSizes() {
 
 async function segmentCurrent() {
   if (!ready || !current) return;
+  const asked = current;
   try {
-    const still = current instanceof Moving ? current.frame() : readPicture(current.blob);
-    const bitmap = await still;
+    const bitmap = await (asked instanceof Moving ? asked.frame() : readPicture(asked.blob));
+    if (asked !== current || !ready) {
+      bitmap.close();
+      return;
+    }
     send({ type: "segment", bitmap, side: side(), moving: false, id: ++number }, [bitmap]);
   } catch (error) {
     complain(error.message);
@@ -89,7 +102,7 @@ function isFrameWanted() {
 }
 
 function segmentFrame(moving, bitmap) {
-  if (moving !== current) {
+  if (moving !== current || !ready) {
     bitmap?.close();
   } else if (bitmap) {
     send({ type: "segment", bitmap, side: side(), moving: true, id: ++number }, [bitmap]);
@@ -99,8 +112,7 @@ function segmentFrame(moving, bitmap) {
 }
 
 function leaveCurrent() {
-  result = undefined;
-  $("save-labels").disabled = $("save-overlay").disabled = true;
+  forgetResult();
   if (current instanceof Moving) current.end();
   busy = false;
   times = [];
@@ -128,6 +140,8 @@ async function openPicture(blob, name, turn) {
 async function openMoving(name, turn, open) {
   const isWanted = () => moving === current && isFrameWanted();
   const moving = new Moving(name, isWanted, (bitmap) => segmentFrame(moving, bitmap));
+  moving.onchange = () => moving === current && !moving.ended && showMovingButtons();
+  moving.onlost = () => moving === current && stopMoving("The camera is gone.");
   try {
     await open(moving);
   } catch (error) {
@@ -144,10 +158,17 @@ async function openMoving(name, turn, open) {
   if (!model) loadNetwork();
 }
 
+function stopMoving(message = missing) {
+  current.end();
+  $("pause").hidden = $("stop").hidden = true;
+  complain(message);
+}
+
 async function openFile(file) {
   const name = file.name || "pasted";
   const turn = ++opening;
   try {
+    if (file.type.startsWith("video/")) throw new Error("It would be read as a whole, to see that it is no picture.");
     await openPicture(file, name, turn);
   } catch {
     try {
@@ -244,9 +265,16 @@ const received = {
     setTimeout(() => URL.revokeObjectURL(link.href), 10000);
   },
 
-  problem({ during, load, message }) {
+  problem({ during, load, backend, message }) {
     busy = false;
     if (during === "load" && load !== loads) return; // another one is on its way
+    if (during === "segment" && !ready) return; // the network that it asked is gone
+    if (during === "segment" && backend === "webgpu" && $("backend").value === "auto") {
+      $("backend").value = "wasm";
+      loadNetwork();
+      complain("The GPU failed: the CPU takes over.");
+      return;
+    }
     complain(message);
     if (during !== "load") return;
     missing = message;
@@ -297,8 +325,7 @@ function listen() {
     showMovingButtons();
   });
   $("stop").addEventListener("click", () => {
-    current.end();
-    $("pause").hidden = $("stop").hidden = true;
+    stopMoving();
     $("camera").focus();
   });
   for (const button of $("samples").querySelectorAll("button")) {
@@ -310,7 +337,10 @@ function listen() {
   });
   $("model").addEventListener("change", loadNetwork);
   $("backend").addEventListener("change", loadNetwork);
-  $("size").addEventListener("change", segmentCurrent);
+  $("size").addEventListener("change", () => {
+    complain(missing);
+    segmentCurrent();
+  });
   for (const what of ["labels", "overlay"]) {
     $(`save-${what}`).addEventListener("click", () =>
       send({ type: "save", what, strength: $("strength").value / 100 }),

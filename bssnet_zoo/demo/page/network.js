@@ -59,8 +59,9 @@ class Network {
     return times.slice(1).sort((a, b) => a - b)[1]; // the first prepares
   }
 
+  /** A GPU that was lost can't even do this. */
   async end() {
-    await this.session.release();
+    await this.session.release().catch((error) => console.warn("The network could not be released:", error));
   }
 }
 
@@ -78,8 +79,13 @@ async function open(manifest, model, backend, precision, base, onProgress) {
   });
   if (!started) runtimes.set(backend, await startRuntime(files));
   const ort = runtimes.get(backend);
-  const session = await ort.InferenceSession.create(new Uint8Array(weights), { executionProviders: [backend] });
-  return new Network(ort, session, model, backend, precision);
+  try {
+    const session = await ort.InferenceSession.create(new Uint8Array(weights), { executionProviders: [backend] });
+    return new Network(ort, session, model, backend, precision);
+  } catch (error) {
+    runtimes.delete(backend); // it may be broken for good
+    throw error;
+  }
 }
 
 /**

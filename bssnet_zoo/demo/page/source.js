@@ -12,6 +12,7 @@ export class Moving {
   constructor(name, isWanted, onFrame) {
     Object.assign(this, { name, isWanted, onFrame });
     this.video = Object.assign(document.createElement("video"), { muted: true, loop: true, playsInline: true });
+    this.video.onpause = this.video.onplay = () => this.onchange?.(); // the system may pause it too
   }
 
   async openFile(blob) {
@@ -25,6 +26,7 @@ export class Moving {
     if (!navigator.mediaDevices) throw new Error("Browsers give the camera to https pages and to localhost only.");
     const video = { facingMode: "environment", width: { ideal: 1280 } };
     this.video.srcObject = await navigator.mediaDevices.getUserMedia({ video, audio: false });
+    for (const track of this.video.srcObject.getTracks()) track.onended = () => this.onlost?.(); // unplugged, say
     await this.#play();
   }
 

@@ -15,6 +15,7 @@ let photo; // canvases of the page
 let mask;
 let last; // the last result: labels, their size, the model
 let highlighted = -1;
+let shows = 0; // pictures shown before they are segmented
 
 function colours(model) {
   return model.classes.map(({ colour }) => [1, 3, 5].map((i) => Number.parseInt(colour.slice(i, i + 2), 16)));
@@ -36,6 +37,13 @@ function paint() {
 
 function setSize(canvas, [height, width]) {
   if (canvas.height !== height || canvas.width !== width) Object.assign(canvas, { height, width });
+}
+
+function drawPhoto(picture) {
+  setSize(photo, [picture.height, picture.width]);
+  const context = photo.getContext("2d");
+  context.clearRect(0, 0, picture.width, picture.height); // it may have transparent parts
+  context.drawImage(picture, 0, 0);
 }
 
 function pixelsOf(bitmap, [height, width]) {
@@ -64,8 +72,7 @@ async function segment({ bitmap, side, moving, id }) {
   const labelSize = moving ? seen : size;
   const { labels, counts } = labelsOf(logits, shape, seen, labelSize);
   last = { labels, size: labelSize, model: network.model };
-  setSize(photo, size);
-  photo.getContext("2d").drawImage(picture, 0, 0);
+  drawPhoto(picture);
   paint();
   picture.close();
   bitmap.close(); // of which the picture may be a smaller copy
@@ -82,14 +89,16 @@ async function segment({ bitmap, side, moving, id }) {
 
 async function load({ load: number, name, backend, side }) {
   const model = manifest.models.find((each) => each.name === name);
-  await network?.end();
+  const before = network;
   network = undefined;
+  await before?.end();
   const onProgress = (loaded, total) => postMessage({ type: "progress", loaded, total });
   network = await openNetwork(manifest, model, backend, seenSize(3, 4, side), base, onProgress);
   postMessage({ type: "ready", load: number });
 }
 
 async function save({ what, strength }) {
+  if (!last) return; // another picture was chosen meanwhile
   let blob;
   if (what === "labels") {
     blob = await palettePNG(last.labels, last.size, colours(last.model));
@@ -108,14 +117,15 @@ const actions = {
   start(message) {
     ({ manifest, base, photo, mask } = message);
   },
-  show({ bitmap }) {
-    const size = [bitmap.height, bitmap.width];
-    setSize(photo, size);
-    photo.getContext("2d").drawImage(bitmap, 0, 0);
+  async show({ bitmap }) {
+    const show = ++shows;
+    last = undefined;
     setSize(mask, [1, 1]);
     mask.getContext("2d").clearRect(0, 0, 1, 1);
+    const picture = await shrunk(bitmap);
+    if (show === shows && !last) drawPhoto(picture);
+    picture.close();
     bitmap.close();
-    last = undefined;
   },
   load,
   segment,
@@ -129,16 +139,15 @@ const actions = {
 const AT_ONCE = ["start", "show", "highlight"];
 let turn = Promise.resolve(); // the others one after the other: a session is not re-entrant
 
+function report({ type: during, load, id }, error) {
+  console.error(error);
+  const message = error.message || String(error);
+  postMessage({ type: "problem", during, load, id, backend: network?.backend, message });
+}
+
 addEventListener("message", ({ data }) => {
-  if (AT_ONCE.includes(data.type)) {
-    actions[data.type](data);
-    return;
-  }
-  turn = turn
-    .then(() => actions[data.type](data))
-    .catch((error) => {
-      console.error(error);
-      const { type: during, load, id } = data;
-      postMessage({ type: "problem", during, load, id, message: error.message || String(error) });
-    });
+  const act = async () => actions[data.type](data);
+  const done = AT_ONCE.includes(data.type) ? act() : turn.then(act);
+  const settled = done.catch((error) => report(data, error));
+  if (!AT_ONCE.includes(data.type)) turn = settled;
 });
