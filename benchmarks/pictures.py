@@ -94,8 +94,10 @@ def failures(name: str, predictor: Predictor, dataset: SegmentationDataset, coun
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("data", help="camvid:DIR")
-    test = open_dataset(parser.parse_args().data, "test")
-    for weights in WEIGHTS:
+    parser.add_argument("--weights", nargs="+", default=list(WEIGHTS), choices=WEIGHTS, metavar="NAME")
+    args = parser.parse_args()
+    test = open_dataset(args.data, "test")
+    for weights in args.weights:
         network = Predictor(weights, precision="float32")
         confused = confusions(network, test)
         if weights == "bssnet_t.camvid":

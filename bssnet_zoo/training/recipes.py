@@ -87,7 +87,7 @@ class Recipe:
     feature_checkpoint: str | None = option(None, "weights of the feature teacher instead of timm's own")
     feature_weight: float = option(1., "weight of the loss on the feature teacher's features")
 
-    device: str | None = option(None, "cpu, cuda or cuda:1 (with torchrun, cuda); cuda if left out and there is one")
+    device: str | None = option(None, "cpu, cuda, cuda:1 or mps; if left out, a GPU if there is one")
     precision: str = option("float32", f"{', '.join(PRECISIONS)}: the latter two are mixed precision")
     channels_last: bool = option(True, "memory layout of convolutions, the faster one on most machines")
     compile: bool = option(False, "torch.compile the model")
