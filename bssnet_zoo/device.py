@@ -5,7 +5,7 @@ import platform
 
 import torch
 
-__all__ = ["PRECISIONS", "has_bfloat16", "keep_freed_memory", "parse_device", "why_slow"]
+__all__ = ["PRECISIONS", "has_bfloat16", "has_vnni", "keep_freed_memory", "parse_device", "why_slow"]
 
 PRECISIONS = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
@@ -31,6 +31,11 @@ def parse_device(name: str | None = None) -> torch.device:
 def has_bfloat16() -> bool:
     """Whether the CPU has instructions for bfloat16, which make it about twice as fast as float32."""
     return any(getattr(torch.cpu, name, bool)() for name in ("_is_avx512_bf16_supported", "_is_amx_tile_supported"))
+
+
+def has_vnni() -> bool:
+    """Whether the CPU has AVX-512's instructions for sums of 8-bit products; others overflow or are slow in int8."""
+    return bool(getattr(torch.cpu, "_is_vnni_supported", bool)())
 
 
 def why_slow(precision: str, device: torch.device) -> str | None:

@@ -16,6 +16,7 @@ from typing import Any
 
 import torch
 
+from ..device import has_vnni
 from .backends import BACKENDS, BASELINE, PEAKS, Settings, Side, count, is_peer, make_peak, make_side
 from .rounds import Spread, Timing, spread, time_by_turns
 
@@ -95,6 +96,8 @@ def bench_size(sides: Sequence[Side], size: Sequence[int], settings: Settings) -
             except (ValueError, RuntimeError, OSError) as error:  # a side that can't be made doesn't stop the others
                 unavailable.setdefault(" ".join(str(error).split()), []).append(str(side))
         precisions = dict.fromkeys(side.precision for side in makers)
+        if settings.device.type == "cpu" and not has_vnni():  # torch's own int8 is no measure there: 1 G a second
+            precisions.pop("int8", None)
         peak_makers = {precision: partial(make_peak, precision, settings.device) for precision in precisions}
         timings = time_by_turns(
             makers | peak_makers, settings.device, settings.threads, settings.seconds, settings.rounds)

@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from ..data.classes import ClassInfo, hex_colour
+from ..device import has_vnni
 
 __all__ = ["ExportedModel", "file_input", "is_exported", "openvino_core", "require"]
 
@@ -42,7 +43,7 @@ def onnx_session(path: str | Path, threads: int | None) -> Any:
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = threads or 0
     options.log_severity_level = 3
-    if not getattr(torch.cpu, "_is_vnni_supported", bool)():  # int8 sums overflow without these instructions
+    if not has_vnni():  # int8 sums overflow without these instructions
         options.add_session_config_entry("session.x64quantprecision", "1")  # it takes twice as long
     return onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
 
