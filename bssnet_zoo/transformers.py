@@ -184,9 +184,6 @@ class BSSNetImageProcessor(BaseImageProcessor):
         image_mean: Of the normalisation.
         image_std: Of the normalisation.
         **kwargs: Facts of ``preprocessor_config.json`` that are kept as they are.
-
-    Raises:
-        ValueError: A step that is switched off, which others can and this can't.
     """
 
     model_input_names = ["pixel_values"]
@@ -199,10 +196,6 @@ class BSSNetImageProcessor(BaseImageProcessor):
             image_std: Sequence[float] = (0.229, 0.224, 0.225),
             **kwargs: Any,
     ):
-        for step, instead in (("do_resize", "size=None"), ("do_rescale", "images in 0..1"),
-                              ("do_normalize", "image_mean=[0, 0, 0] and image_std=[1, 1, 1]")):
-            if not kwargs.get(step, True):
-                raise ValueError(f"{step}=False is not possible here: give {instead}")
         super().__init__(**kwargs)
         self.size, self.image_mean, self.image_std = size, list(image_mean), list(image_std)
 
@@ -225,8 +218,13 @@ class BSSNetImageProcessor(BaseImageProcessor):
             ``pixel_values`` (N, 3, h, w), and ``labels`` (N, h, w), int64.
 
         Raises:
-            ValueError: Not an image; a size that is none; images that come out at several sizes.
+            ValueError: Not an image; a size that is none; images that come out at several sizes; a step that is
+                switched off, as other processors allow.
         """
+        for step, instead in (("do_resize", "size=None"), ("do_rescale", "images in 0..1"),
+                              ("do_normalize", "image_mean=[0, 0, 0] and image_std=[1, 1, 1]")):
+            if getattr(self, step, True) is False:
+                raise ValueError(f"{step}=False is not possible here: give {instead}")
         sides = _sides(self.size if size is None else size)
         mean, std = (torch.tensor(x).reshape(3, 1, 1) for x in (self.image_mean, self.image_std))
         pixels = []

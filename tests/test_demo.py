@@ -98,6 +98,9 @@ def test_site_refuses_what_it_cannot_show(small, tmp_path):
 
 
 def test_an_interrupted_site_can_be_written_again(small, tmp_path, monkeypatch):
+    def full_disk(source, target) -> None:
+        raise OSError("the disk is full")
+
     def export(model, path, format, precision, raw, calibration) -> None:
         if precision == broken:
             raise KeyboardInterrupt
@@ -110,7 +113,11 @@ def test_an_interrupted_site_can_be_written_again(small, tmp_path, monkeypatch):
     with pytest.raises(KeyboardInterrupt):
         write_site([small], out)
     assert not list(out.iterdir())
-    broken = None
+    with monkeypatch.context() as patch, pytest.raises(OSError, match="full"):
+        patch.setattr(site.shutil, "copyfile", full_disk)
+        broken = None
+        write_site([small], out)
+    assert not list(out.iterdir())
     write_site([small], out)
     assert len(list((out / "models").iterdir())) == 2 and not list(tmp_path.rglob("evil*"))
     before, broken = sorted(out.rglob("*")), "float16"

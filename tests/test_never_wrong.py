@@ -412,7 +412,7 @@ class TestOwnFiles:
     def test_publish_into_a_folder_of_others(self, best, tmp_path):
         from bssnet_zoo.hub import stage
         shutil.copy(best, tmp_path / "model.safetensors")
-        with pytest.raises(ValueError, match="model.safetensors is there and was not staged: choose an empty folder"):
+        with pytest.raises(ValueError, match="model.safetensors would be overwritten: choose another folder"):
             stage("bssnet_t.mine", "me", tmp_path, checkpoint=tmp_path / "model.safetensors", license="mit")
         assert (tmp_path / "model.safetensors").read_bytes() == best.read_bytes()
 

@@ -210,9 +210,9 @@ def write_site(
     except BaseException:  # Ctrl-C too: without a manifest, the next try would take what is there for files of others
         for path in set(written) - before:
             path.unlink(missing_ok=True)
-        for folder in sorted({path.parent for path in written}, reverse=True):
-            with suppress(OSError):  # which is not empty
-                folder.rmdir()
+        for folder in ("models", "samples", "runtime"):
+            with suppress(OSError):  # not there, or not empty
+                (out / folder).rmdir()
         raise
     for path in before - set(written):
         path.unlink(missing_ok=True)

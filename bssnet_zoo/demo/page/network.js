@@ -42,7 +42,15 @@ class Network {
   }
 
   /** From normalised floats (3, H, W) to raw logits, their shape and the milliseconds it took. */
-  async run(floats, [height, width]) {
+  async run(floats, size) {
+    try {
+      return await this.#run(floats, size);
+    } catch (error) {
+      throw Object.assign(new Error(error.message || String(error)), { backend: this.backend });
+    }
+  }
+
+  async #run(floats, [height, width]) {
     const images = new this.ort.Tensor("float32", floats, [1, 3, height, width]);
     const start = performance.now();
     const { logits } = await this.session.run({ images });

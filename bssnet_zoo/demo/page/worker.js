@@ -142,7 +142,7 @@ let turn = Promise.resolve(); // the others one after the other: a session is no
 function report({ type: during, load, id }, error) {
   console.error(error);
   const message = error.message || String(error);
-  postMessage({ type: "problem", during, load, id, backend: network?.backend, message });
+  postMessage({ type: "problem", during, load, id, backend: error.backend, message });
 }
 
 addEventListener("message", ({ data }) => {
