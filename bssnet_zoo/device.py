@@ -56,7 +56,7 @@ def why_slow(precision: str, device: torch.device) -> str | None:
     if precision == "float16":
         return "float16 is for GPUs: a CPU computes it slower than float32"
     if precision == "bfloat16" and platform.machine().lower() in ("x86_64", "amd64") and not has_bfloat16():
-        return "this CPU has no instructions for bfloat16 and computes it many times slower than float32"
+        return "this CPU has no instructions for bfloat16 and computes it many times slower than float32: take float32"
     return None
 
 
