@@ -89,7 +89,7 @@ class TestLayouts:
         assert open_dataset(spec, "trainval").files == train.files + val.files
 
     def test_more_data(self, tmp_path):
-        """Images of the same name are replaced, others are added; a data set may lack a part of the split."""
+        """Images of the same split and name are replaced, others are added; a data set may lack a part of the split."""
         dataset = open_dataset(make_folder(tmp_path / "small", names="abc"), "trainval")
         add_dataset(dataset, make_folder(tmp_path / "full", names="bd", splits=("train",)), "trainval")
         found = [str(image.relative_to(tmp_path).with_suffix("")) for image, _ in dataset.files]
@@ -97,12 +97,21 @@ class TestLayouts:
             "small/images/train/a", "full/images/train/b", "small/images/train/c", "small/images/val/a",
             "small/images/val/b", "small/images/val/c", "full/images/train/d"]
         assert all(image.stem == label.stem for image, label in dataset.files)
+        add_dataset(dataset, make_folder(tmp_path / "all", names="abc"), "trainval")
+        found = [str(image.relative_to(tmp_path).with_suffix("")) for image, _ in dataset.files]
+        assert found == [f"all/images/{split}/{name}" for split in ("train", "val") for name in "abc"] + [
+            "full/images/train/d"]
 
-    def test_more_data_with_a_name_twice(self, tmp_path):
-        dataset = open_dataset(make_folder(tmp_path / "a"), "train")
-        spec = make_folder(tmp_path / "b", names=("one/x", "two/x"))
-        with pytest.raises(ValueError, match="images of the same name in several folders"):
-            add_dataset(dataset, spec, "train")
+    def test_more_data_in_folders(self, tmp_path):
+        """The same file name in another folder is another image; where one of them has no folder, who knows?"""
+        dataset = open_dataset(make_folder(tmp_path / "a", names=("one/x", "two/x")), "train")
+        add_dataset(dataset, make_folder(tmp_path / "b", names=("two/x", "three/x")), "train")
+        assert [str(image.relative_to(tmp_path).parent) for image, _ in dataset.files] == [
+            "a/images/train/one", "b/images/train/two", "b/images/train/three"]
+        for i, (names, others) in enumerate([(("one/x",), ("x",)), (("x",), ("one/x",))]):
+            dataset = open_dataset(make_folder(tmp_path / f"c{i}", names=names), "train")
+            with pytest.raises(ValueError, match="of train/one/x and train/x each has one: is it the same image"):
+                add_dataset(dataset, make_folder(tmp_path / f"d{i}", names=others), "train")
 
     def test_hidden_files_and_folders(self, tmp_path):
         """As systems leave them behind: they are no images, and no cities."""
@@ -435,32 +444,6 @@ class TestCrop:
         assert (top, height, width) == (0, 5, 8) and 0 <= left <= 22
 
 
-class TestClassCrop:
-    def test_rare_classes_are_seen_as_often_as_others(self):
-        label = torch.zeros(40, 60, dtype=torch.uint8)
-        label[5, 50], label[30:, :10] = 1, 255
-        rng = np.random.default_rng(0)
-        windows = [transforms.class_crop_window(label, (8, 10), rng) for _ in range(1000)]
-        for top, left, height, width in windows:
-            assert (height, width) == (8, 10) and 0 <= top <= 32 and 0 <= left <= 50
-        rare = [w for w in windows if (label[w[0]:w[0] + 8, w[1]:w[1] + 10] == 1).any()]
-        assert 450 < len(rare) < 650  # half of them, and those of class 0 that have it by chance
-        assert {5 - top for top, *_ in rare} == set(range(6))  # anywhere in the window, not in its middle
-
-    def test_nothing_labelled_and_smaller_than_the_window(self):
-        label = torch.full((5, 30), 255, dtype=torch.uint8)
-        assert transforms.class_crop_window(label, (8, 8), np.random.default_rng(0))[2:] == (5, 8)
-        label[2, 29] = 3
-        assert transforms.class_crop_window(label, (8, 8), np.random.default_rng(0)) == (0, 22, 5, 8)
-
-    def test_share(self, monkeypatch):
-        monkeypatch.setattr(transforms, "class_crop_window", lambda label, *_: (0, 0, 1, 1))
-        transform = TrainTransform((1, 1), (8, 8), (8, 8), class_crop=0.25)
-        image, label = torch.zeros(3, 8, 8, dtype=torch.uint8), torch.zeros(8, 8, dtype=torch.uint8)
-        rng = np.random.default_rng(0)
-        assert 70 < sum((transform(image, label, rng)[1] == 255).any().item() for _ in range(400)) < 130
-
-
 class TestClassMix:
     def test_half_of_the_classes_are_pasted(self):
         other = torch.tensor([[3, 3, 5, 5], [7, 9, 255, 255]])
@@ -621,7 +604,7 @@ class TestTrainTransform:
 
     @pytest.mark.parametrize("arguments", [
         {"crop_size": (0, 4)}, {"base_size": (4, 0)}, {"scale_range": (2, 1)}, {"scale_range": (0, 1)},
-        {"gamma": -1}, {"class_crop": 2}])
+        {"gamma": -1}])
     def test_bad_arguments(self, arguments):
         with pytest.raises(ValueError, match=f"{next(iter(arguments))} "):
             TrainTransform(**{"scale_range": (0.5, 2), "base_size": (8, 8), "crop_size": (8, 8), **arguments})

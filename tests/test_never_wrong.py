@@ -305,7 +305,7 @@ class TestRuns:
     ({"gamma": float("inf")}, "gamma must be finite"),
     ({"scale_range": (2., 0.5)}, "scale_range must be two ascending"),
     ({"class_weights": (1., 0., 1.)}, "class_weights must be more than 0"),
-    ({"class_crop": 1.5}, "class_crop must be a share"),
+    ({"class_mix": 1.5}, "class_mix must be a share"),
     ({"workers": -1}, "workers must be 0 or more"),
     ({"loss_weights": (1., 1., 1., 1., 1., -1.)}, "loss_weights must be 0 or more"),
 ])

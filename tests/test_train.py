@@ -30,10 +30,9 @@ from bssnet_zoo.distributed import Process
 from bssnet_zoo.hub import stage
 from bssnet_zoo.losses import BSSNetLoss
 from bssnet_zoo.models import WEIGHTS
-from bssnet_zoo.models.bssnet import as_bssnet
-from bssnet_zoo.models.smp import Renormalize, SmpModel
+from bssnet_zoo.models.bssnet import BSSNetOutput
+from bssnet_zoo.models.smp import Renormalize
 from bssnet_zoo.training import loop, parts
-from bssnet_zoo.training.distillation import create_teacher, distillation_loss
 from bssnet_zoo.training.feature_distillation import (
     FeatureStudent,
     FeatureTeacher,
@@ -260,8 +259,7 @@ class TestRun:
     def test_last_loads_without_code(self, finished):
         saved = torch.load(finished[0] / "last.pth", weights_only=True)
         assert saved.keys() == {
-            "model", "model_ema", "optimizer", "scheduler", "scaler", "iteration", "best", "data", "unvalidated",
-            "taught"}
+            "model", "model_ema", "optimizer", "scheduler", "scaler", "iteration", "best", "data", "unvalidated"}
         model = bssnet_zoo.create_model("bssnet_t", num_classes=3, checkpoint_path=finished[0] / "last.pth")
         assert torch.equal(model.stem[0].conv.weight, saved["model_ema"]["stem.0.conv.weight"])
 
@@ -375,16 +373,6 @@ class TestResume:
         assert rows(tmp_path / "broken" / "val.csv") == rows(tmp_path / "straight" / "val.csv")
         assert_equal(*(torch.load(tmp_path / name / "last.pth", weights_only=True) for name in ("straight", "broken")))
 
-    def test_teacher_given_in_python(self, narrow, tiny_recipe, tmp_path, capsys):
-        """Without it, the run doesn't go on."""
-        teacher = nn.Conv2d(3, 3, 1)
-        train(tiny_recipe, tmp_path, teacher=teacher, stop_epoch=1)
-        assert f"train(recipe, {str(tmp_path)!r}, resume=True, teacher=...)" in capsys.readouterr().out
-        with pytest.raises(ValueError, match="has a teacher that was given in Python"):
-            train(tiny_recipe, tmp_path, resume=True)
-        train(tiny_recipe, tmp_path, resume=True, teacher=teacher)
-        assert all(float(row["distill"]) > 0 for row in rows(tmp_path / "log.csv"))
-
     def test_data_without_a_kind(self, narrow, tiny_recipe, tmp_path):
         train(replace(tiny_recipe, data=tiny_recipe.data.removeprefix("folder:")), tmp_path, stop_epoch=1)
         assert load_recipe(tmp_path / "recipe.yaml").data == tiny_recipe.data
@@ -410,7 +398,7 @@ class TestResume:
 
 
 def test_augmentation_of_the_recipe(tiny_recipe):
-    options = {"scale_range": (0.5, 0.75), "gamma": 0.3, "class_crop": 0.2}
+    options = {"scale_range": (0.5, 0.75), "gamma": 0.3}
     dataset, val_set = open_datasets(replace(tiny_recipe, class_mix=0.4, **options))
     assert {name: getattr(dataset.transform, name) for name in options} == options
     assert dataset.class_mix == 0.4 and val_set.class_mix == 0
@@ -425,6 +413,12 @@ def test_refused_before_a_folder_is_made(tiny_recipe, options, tmp_path):
     assert not (tmp_path / "run").exists()
 
 
+def raw_output(num_classes: int) -> BSSNetOutput:
+    """Maps of a network in training for images of 64x64."""
+    return BSSNetOutput(torch.randn(2, num_classes, 8, 8), torch.randn(2, 1, 8, 8), torch.randn(2, 3, 8, 8),
+                        (torch.randn(2, num_classes, 4, 4), torch.randn(2, num_classes, 2, 2)))
+
+
 def gradients(recipe: Recipe, process: Process) -> list[torch.Tensor]:
     """Gradients of the first iteration's share of a process."""
     dataset, _ = open_datasets(recipe)
@@ -433,7 +427,7 @@ def gradients(recipe: Recipe, process: Process) -> list[torch.Tensor]:
     batches = train_batches(dataset, train_sampler(dataset, recipe, process, 0), recipe, CPU.device)
     batches = [next(batches) for _ in range(recipe.grad_accum)]
     scaler = torch.amp.GradScaler("cpu", enabled=False)
-    forward_backward(model, BSSNetLoss(recipe.class_weights), batches, recipe, scaler)
+    forward_backward(model, create_criterion(recipe), batches, recipe, scaler)
     return [parameter.grad for parameter in model.parameters()]
 
 
@@ -480,18 +474,6 @@ class TestGradients:
         model = create_student(tiny_recipe, 3, Process(CPU.device, 0, 2))
         assert not any(isinstance(module, nn.SyncBatchNorm) for module in model.modules())
         assert "SyncBN does not exist on cpu: plain BatchNorm" in capsys.readouterr().out
-
-    def test_sync_bn_keeps_the_activations_of_timm(self, tiny_recipe, monkeypatch):
-        """They are in its norm layers, for which torch's own conversion has no place."""
-        monkeypatch.setattr(nn.Module, "to", lambda self, *args, **kwargs: self)  # there is no GPU
-        recipe = replace(tiny_recipe, model="smp:unet/tf_efficientnet_lite0", init=None)
-
-        def activations(process: Process) -> list[str]:
-            modules = create_student(recipe, 3, process).modules()
-            return [type(module.act).__name__ for module in modules if "BatchNormAct" in type(module).__name__]
-
-        found = activations(Process(torch.device("cuda"), 0, 2))
-        assert "ReLU6" in found and found == activations(CPU)
 
     def test_no_channels_last_on_mps(self, tiny_recipe):
         assert parts.memory_format(tiny_recipe, torch.device("mps")) == torch.contiguous_format
@@ -554,7 +536,7 @@ class TestWiderAndOther:
 
     def test_loss_weights_reach_the_loss(self, tiny_recipe):
         recipe = replace(tiny_recipe, loss_weights=(1., 1., 0., 0., 1., 1.))
-        criterion = create_criterion(create_student(recipe, 3, CPU), recipe, 255)
+        criterion = create_criterion(recipe).labels
         assert criterion.loss_weights.border == criterion.loss_weights.spatial == 0
 
     def test_plain_sum(self, tiny_recipe):
@@ -570,10 +552,6 @@ class TestWiderAndOther:
         for name in ("best.safetensors", "last.pth"):
             model = bssnet_zoo.create_model("bssnet_t", checkpoint_path=tmp_path / name)
             assert model.decoder.fuse.attention is None
-        shutil.copy(tmp_path / "last.pth", tmp_path / "elsewhere.pth")
-        teacher = create_teacher(replace(tiny_recipe, teacher="bssnet_t", teacher_checkpoint=str(
-            tmp_path / "elsewhere.pth")), 3)
-        assert as_bssnet(teacher).decoder.fuse.attention is None
         stage("bssnet_t.sum", "acme", tmp_path / "staged", tmp_path / "best.safetensors", license="cc-by-4.0")
         again = timm.create_model(f"local-dir:{tmp_path / 'staged'}", pretrained=True)
         assert again.decoder.fuse.attention is None
@@ -584,142 +562,74 @@ class TestWiderAndOther:
         assert main(["eval", "--checkpoint", str(tmp_path / "b.safetensors"), "--data", tiny_recipe.data, "--size",
                      "64x96", "--workers", "0"]) == 0
 
-    def test_encoder_decoder(self, tiny_recipe, tmp_path):
-        """It trains, teaches and is evaluated; encoder weights of other names fit if their shapes do."""
-        pytest.importorskip("segmentation_models_pytorch")
-        name, encoder = "smp:unet/tf_efficientnet_lite0", tmp_path / "encoder.pth"
-        weights = timm.create_model("tf_efficientnet_lite0").state_dict()
-        torch.save({f"other.{i}": w for i, w in enumerate(weights.values()) if w.ndim}, encoder)
-        recipe = replace(tiny_recipe, model=name, init=str(encoder), epochs=0, iterations=2, ema_decay=0., lr=1e-6)
-        state = train(recipe, tmp_path / "run")
-        torch.testing.assert_close(
-            state.model.network.encoder.model.conv_stem.weight, weights["conv_stem.weight"], rtol=0, atol=1e-3)
-        best = str(tmp_path / "run" / "best.safetensors")
-        teacher = create_teacher(replace(tiny_recipe, teacher=name, teacher_checkpoint=best), 3).eval()
-        assert teacher(torch.randn(1, 3, 50, 70)).shape == (1, 3, 50, 70)
-        assert main(["eval", "--checkpoint", best, "--workers", "0"]) == 0
-        with pytest.raises(ValueError, match="fits neither the network nor its encoder"):
-            SmpModel("smp:unet/resnet18", 3, encoder)
 
-    def test_run_folder_of_an_encoder_decoder(self, tiny_recipe, tmp_path, monkeypatch):
-        pytest.importorskip("segmentation_models_pytorch")
-        save_recipe(tiny_recipe.with_options(iterations=1, model="smp:unet/resnet10t"), tmp_path / "small.yaml")
-        monkeypatch.chdir(tmp_path)
-        assert main(["train", "--recipe", "small.yaml"]) == 0
-        assert (tmp_path / "runs" / "small-smp-unet-resnet10t" / "best.safetensors").exists()
+class TestTeacherLabels:
+    """Label maps of another network, beside the labels or instead of them."""
 
-    @pytest.mark.parametrize("rename", [
-        lambda name: name, lambda name: f"model.{name}", lambda name: f"network.encoder.model.{name}"])
-    def test_encoder_weights_by_name(self, tmp_path, rename):
-        """Safetensors files are in another order than the modules."""
-        pytest.importorskip("segmentation_models_pytorch")
-        weights = timm.create_model("resnet10t").state_dict()
-        save_file({rename(name): weights[name] for name in sorted(weights)}, tmp_path / "encoder.safetensors")
-        found = SmpModel("smp:unet/resnet10t", 3, tmp_path / "encoder.safetensors").network.encoder.model.state_dict()
-        assert all(torch.equal(found[name], weights[name]) for name in found)
-        del weights["layer2.0.conv1.weight"]
-        torch.save(weights, tmp_path / "encoder.pth")
-        with pytest.raises(ValueError, match=r"1 of the encoder's \d+ tensors are not in it"):
-            SmpModel("smp:unet/resnet10t", 3, tmp_path / "encoder.pth")
+    @pytest.fixture
+    def taught(self, tiny_recipe, tmp_path):
+        """The teacher knows half of the images, and sees a car wherever it is sure: in their left half."""
+        for i in range(8):
+            path = tmp_path / "teacher" / "train" / f"{i}.png"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            label = np.full((32, 48), 255, np.uint8)  # half of the image's size
+            label[:, :24] = 2
+            Image.fromarray(label).save(path)
+        return replace(tiny_recipe, teacher_labels=str(tmp_path / "teacher"), teacher_weight=0.5)
 
-    def test_files_of_an_encoder_decoder(self, tmp_path):
-        """Copies in a file are found, and what is damaged or of something else is refused in a line."""
-        pytest.importorskip("segmentation_models_pytorch")
-        name, file = "smp:unet/resnet10t", tmp_path / "file.pth"
-        trained = SmpModel(name, 3)
-        torch.save({"state_dict": trained.state_dict(), "epoch": 3}, file)
-        assert_equal(dict(SmpModel(name, 3, file).state_dict()), dict(trained.state_dict()))
-        bare = {key: value for key, value in trained.state_dict().items() if not key.endswith("num_batches_tracked")}
-        torch.save(bare, file)  # as it is of frozen BatchNorm
-        assert_equal(dict(SmpModel(name, 3, file).state_dict()), dict(trained.state_dict()))
-        with pytest.raises(ValueError, match="doesn't fit"):
-            SmpModel("smp:fpn/resnet10t", 3, file)
-        with pytest.raises(ValueError, match="size mismatch for network.segmentation_head") as error:
-            SmpModel(name, 5, file)
-        assert "\n" not in str(error.value)
-        for content, message in (([torch.zeros(3)], "holds list"), ({"x": argparse.Namespace()}, "is refused")):
-            torch.save(content, file)
-            with pytest.raises(ValueError, match=message):
-                SmpModel(name, 3, file)
-        for suffix in (".pth", ".safetensors"):
-            (tmp_path / f"text{suffix}").write_text("no weights")
-            with pytest.raises(ValueError, match="not a checkpoint"):
-                SmpModel(name, 3, tmp_path / f"text{suffix}")
+    def test_samples(self, taught):
+        dataset, val_set = open_datasets(taught)
+        known = [i for i, (image, _) in enumerate(dataset.files) if int(image.stem) < 8]
+        assert len(known) == 8 and not val_set.teacher_labels
+        dataset.transform = None
+        for i in range(len(dataset)):
+            label, teacher = dataset[i][1]
+            assert label.shape == teacher.shape == (64, 96) and label.unique().tolist() == [0, 1, 2, 255]
+            assert (teacher[:, 48:] == 255).all() and (teacher[:, :48] == (2 if i in known else 255)).all()
+        augmented, _ = open_datasets(replace(taught, class_mix=1.))
+        image, label = augmented[known[0]]
+        assert image.shape == (3, 64, 96) and label.shape == (2, 64, 96) and label.dtype == torch.int64
 
-    def test_encoder_decoder_without_weights(self, tiny_recipe):
-        pytest.importorskip("segmentation_models_pytorch")
-        recipe = replace(tiny_recipe, model="smp:unet/resnet10t", init="pidnet_in1k")
-        with pytest.raises(ValueError, match="no weights 'pidnet_in1k' for smp:unet/resnet10t: give imagenet, none"):
-            create_student(recipe, 3, CPU)
-        with pytest.raises(ValueError, match="has no pretrained weights: give a checkpoint"):
-            create_teacher(replace(tiny_recipe, teacher="smp:unet/resnet10t"), 3)
-        with pytest.raises(ValueError, match=r"has one loss: leave loss_weights at 1, got \(1.0, 0.0"):
-            create_criterion(SmpModel(recipe.model, 3), replace(recipe, loss_weights=(1., 0., 1., 1., 1., 1.)), 255)
-
-    @pytest.mark.parametrize("name, message", [
-        ("smp:unet/nothing", "no encoder that timm knows"), ("smp:wnet/resnet18", "smp:wnet/resnet18: ")])
-    def test_unknown_encoder_decoder(self, name, message):
-        pytest.importorskip("segmentation_models_pytorch")
-        with pytest.raises(ValueError, match=message):
-            SmpModel(name, 3)
-
-    def test_without_the_extra(self, monkeypatch):
-        monkeypatch.setitem(sys.modules, "segmentation_models_pytorch", None)
-        with pytest.raises(RuntimeError, match=r"\[teacher\]"):
-            SmpModel("smp:unet/resnet18", 3)
-
-
-class TestDistillation:
-    def test_loss(self):
+    def test_loss(self, taught):
+        """It is a mean over the pixels in which the teacher is sure, with class weights; the rest of the sum stays."""
         torch.manual_seed(0)
-        logits, teacher = torch.randn(2, 3, 4, 5, dtype=torch.float64).float(), torch.randn(2, 3, 4, 5)
-        p, q = (teacher / 2).softmax(1), (logits / 2).softmax(1)
-        expected = 4 * (p * (p / q).log()).sum(1).mean()
-        assert distillation_loss(logits, teacher, 2.).item() == pytest.approx(expected.item(), rel=1e-5)
-        assert distillation_loss(logits, logits, 2.).item() == pytest.approx(0, abs=1e-6)
-        with pytest.raises(ValueError, match="the teacher gives 4 classes, the student 3"):
-            distillation_loss(logits, torch.randn(2, 4, 8, 8))
+        recipe = replace(taught, class_weights=(1., 2., 3.))
+        criterion, output = create_criterion(recipe), raw_output(3)
+        images, labels = torch.randn(2, 3, 64, 64), torch.randint(3, (2, 64, 64))
+        teacher = torch.randint(3, (2, 64, 64)).masked_fill(torch.rand(2, 64, 64) < 0.4, 255)
+        *six, found = criterion(output, images, torch.stack([labels, teacher], 1))
+        logits = F.interpolate(output.seg, size=(64, 64), mode="bilinear", align_corners=True)
+        losses = F.cross_entropy(logits, teacher, torch.tensor(recipe.class_weights), ignore_index=255, reduction="sum")
+        assert found.item() == pytest.approx(0.5 * losses.item() / (teacher != 255).sum().item(), rel=1e-5)
+        assert [*six, found * 0] == criterion(output, images, labels)
+        nothing = torch.full_like(labels, 255)
+        losses = criterion(output, images, torch.stack([nothing, teacher], 1))
+        assert losses[0] == losses[4] == 0 and losses[-1] == found  # it stands alone on images without a label
 
-    def test_loss_of_resized_logits(self):
-        torch.manual_seed(0)
-        logits, teacher = torch.randn(2, 3, 3, 4, dtype=torch.float64, requires_grad=True), torch.randn(2, 3, 9, 11)
-        teacher = teacher.double()
-        labels = torch.randint(3, (2, 9, 11))
-        labels[0, 0] = 255
-        resized = F.interpolate(logits, size=(9, 11), mode="bilinear", align_corners=True)
-        divergence = F.kl_div(resized.log_softmax(1), teacher.log_softmax(1), reduction="none", log_target=True).sum(1)
-        right = (teacher.argmax(1) == labels) | (labels == 255)
-        assert 0.2 < right.double().mean() < 0.8
-        for given, expected in ((None, divergence.mean()), (labels, divergence[right].mean())):
-            assert distillation_loss(logits, teacher, 1., given).item() == pytest.approx(expected.item(), rel=1e-9)
-            assert torch.autograd.gradcheck(lambda x, y=given: distillation_loss(x, teacher, 3., y), logits)
-        assert distillation_loss(logits, teacher, 1., (teacher.argmax(1) + 1) % 3).item() == 0  # wrong everywhere
-        with pytest.raises(ValueError, match=r"size of the teacher's logits, \(2, 9, 11\), got \(2, 9, 10\)"):
-            distillation_loss(logits, teacher, 1., labels[..., 1:])
-
-    def test_any_module(self, tiny_recipe, tmp_path):
-        """The student of a teacher that sees one class everywhere comes to see it too."""
-        teacher = nn.Conv2d(3, 3, 1)
-        nn.init.zeros_(teacher.weight)
-        with torch.no_grad():
-            teacher.bias.copy_(torch.tensor([0., 0., 8.]))
-        recipe = replace(tiny_recipe, distill_weight=50., temperature=2., validate_every=8)
-        state = train(recipe, tmp_path, teacher=teacher)
-        losses = [float(row["distill"]) for row in rows(tmp_path / "log.csv")]
+    def test_run(self, taught, tmp_path):
+        """What has no label is learned from the teacher. The run resumes, and notices other maps."""
+        root = Path(taught.data.removeprefix("folder:"))
+        shutil.copytree(root, tmp_path / "unlabelled")
+        for path in (tmp_path / "unlabelled" / "masks" / "train").iterdir():
+            Image.fromarray(np.full((64, 96), 255, np.uint8)).save(path)
+        recipe = replace(taught, data=f"folder:{tmp_path / 'unlabelled'}", teacher_weight=2., lr=0.02, epochs=4,
+                         validate_every=4, class_mix=0.5)
+        state = train(recipe, tmp_path / "run", stop_epoch=3)
+        losses = [float(row["teacher"]) for row in rows(tmp_path / "run" / "log.csv")]
         assert losses[-1] < 0.3 * losses[0]
-        assert teacher.bias.grad is None
         assert (state.model.eval()(torch.randn(1, 3, 64, 64)).argmax(1) == 2).float().mean() > 0.9
+        path = tmp_path / "teacher" / "train" / "0.png"
+        path.write_bytes(path.read_bytes() + b"0")
+        with pytest.raises(ValueError, match="the data set has changed"):
+            train(recipe, tmp_path / "run", resume=True)
 
-    def test_by_name(self, tiny_recipe, finished):
-        teacher = create_teacher(replace(tiny_recipe, teacher="bssnet_t"), 11)
-        assert teacher.num_classes == 11 and not any(p.requires_grad for p in teacher.parameters())
-        with pytest.raises(ValueError, match="'bssnet_t' has 11 classes, the data 3"):
-            create_teacher(replace(tiny_recipe, teacher="bssnet_t"), 3)
-        checkpoint = str(finished[0] / "best.safetensors")
-        teacher = create_teacher(replace(tiny_recipe, teacher="bssnet_t", teacher_checkpoint=checkpoint), 3)
-        assert torch.equal(teacher.stem[0].conv.weight, finished[1].ema.module.stem[0].conv.weight)
-        with pytest.raises(ValueError, match="needs teacher, the name of its model"):
-            create_teacher(replace(tiny_recipe, teacher_checkpoint=checkpoint), 3)
+    def test_refused(self, taught, tmp_path):
+        (tmp_path / "empty").mkdir()
+        with pytest.raises(ValueError, match="has no label map .* for .*0.png it should have train/0.png"):
+            open_datasets(replace(taught, teacher_labels=str(tmp_path / "empty")))
+        Image.fromarray(np.full((32, 48), 7, np.uint8)).save(tmp_path / "teacher" / "train" / "3.png")
+        with pytest.raises(ValueError, match=r"1 teacher's label maps that can't be used: .*3.png: label values 7"):
+            train(taught, tmp_path / "run")
 
 
 class TestFeatureDistillation:
@@ -785,7 +695,7 @@ class TestFeatureDistillation:
     def test_run(self, recipe, tmp_path):
         """The trunk learns to predict, and nothing of the teacher is left in what the run gives."""
         state = train(replace(recipe, epochs=8, lr=0.02, validate_every=8), tmp_path / "run")
-        losses = [float(row["distill"]) for row in rows(tmp_path / "run" / "log.csv")]
+        losses = [float(row["features"]) for row in rows(tmp_path / "run" / "log.csv")]
         assert losses[-1] < 0.9 * losses[0]
         plain = bssnet_zoo.create_model("bssnet_t", num_classes=3, aux_heads=True).state_dict()
         assert load_file(tmp_path / "run" / "best.safetensors").keys() == plain.keys()
@@ -809,13 +719,12 @@ class TestFeatureDistillation:
         saved = torch.load(tmp_path / "run" / "last.pth", weights_only=True)
         assert saved["iteration"] == 2
         assert all(weight.isfinite().all() for weight in saved["projections"].values())
-        assert all(float(row["distill"]) > 0 for row in rows(tmp_path / "run" / "log.csv"))
+        assert all(float(row["features"]) > 0 for row in rows(tmp_path / "run" / "log.csv"))
 
     @pytest.mark.parametrize("options, message", [
         ({"feature_teacher": "resnet10tt"}, "'resnet10tt' is no encoder that timm knows"),
         ({"feature_teacher": None}, "feature_checkpoint needs feature_teacher"),
         ({"feature_teacher": "resnet18"}, "fits neither the network nor its encoder"),
-        ({"model": "smp:unet/resnet10t"}, "smp:unet/resnet10t can't have a feature_teacher"),
     ])
     def test_refused(self, recipe, options, message):
         with pytest.raises(ValueError, match=message):

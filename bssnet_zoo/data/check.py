@@ -44,6 +44,14 @@ def _scan(pair: tuple[Path, Path], full: bool) -> FileScan:
     return FileScan(*pair, size, label.shape, np.bincount(label.ravel(), minlength=256))
 
 
+def _scan_label(dataset: SegmentationDataset, path: Path) -> str:
+    try:
+        dataset.load_label(path)
+    except UNREADABLE as error:
+        return str(error)
+    return ""
+
+
 def check_dataset(dataset: SegmentationDataset, full: bool = False) -> list[FileScan]:
     """Check that every image has a label, of its size and with allowed values only.
 
@@ -67,6 +75,7 @@ def check_dataset(dataset: SegmentationDataset, full: bool = False) -> list[File
     with ThreadPoolExecutor() as pool:
         found = pool.map(partial(_scan, full=full), pairs)
         scans = list(tqdm(found, "checking", len(pairs), unit="image", leave=False, disable=None))
+        taught = list(pool.map(partial(_scan_label, dataset), filter(None, dataset.teacher_labels)))
     broken = [scan.error for scan in scans if scan.error]
     sizes = [
         f"{scan.label_path.name} ({_text(scan.label_size)}, image {_text(scan.image_size)})"
@@ -78,6 +87,7 @@ def check_dataset(dataset: SegmentationDataset, full: bool = False) -> list[File
         _line("files that can't be read", broken),
         _line("labels of another size than their image (height x width)", sizes),
         _line(f"labels with unknown values ({dataset.allowed_values})", values),
+        _line("teacher's label maps that can't be used", list(filter(None, taught))),
         _mistaken_ids(scans),
     ]
     if any(problems):
@@ -88,8 +98,8 @@ def check_dataset(dataset: SegmentationDataset, full: bool = False) -> list[File
 def fingerprint(dataset: SegmentationDataset) -> str:
     """A hash of the names and sizes of all files, in order: it changes if a file comes, goes or gets another size."""
     digest = hashlib.sha256()
-    for pair in dataset.files:
-        for path in pair:
+    for paths in (*dataset.files, filter(None, dataset.teacher_labels)):
+        for path in paths:
             digest.update(f"{path.name} {path.stat().st_size if path.is_file() else None}\n".encode())
     return digest.hexdigest()
 
@@ -102,8 +112,9 @@ def missing_classes(dataset: SegmentationDataset, scans: list[FileScan], split: 
     if lines and counts[:, IGNORE_INDEX].any() and dataset.id_table[IGNORE_INDEX] == IGNORE_INDEX:
         lines.append("255 in the masks is ignored; if it is a class, as in masks of 0 and 255, say so in dataset.yaml: "
                      "id_map: {0: 0, 255: 1}")
-    ignored = [scan.label_path for scan, row in zip(scans, counts, strict=True)
-               if not row[dataset.id_table != IGNORE_INDEX].any()]
+    taught = dataset.teacher_labels or [None] * len(scans)
+    ignored = [scan.label_path for scan, row, teacher in zip(scans, counts, taught, strict=True)
+               if teacher is None and not row[dataset.id_table != IGNORE_INDEX].any()]
     if ignored:
         lines.append(_line(f"masks in {split} are ignored as a whole", ignored))
     return lines

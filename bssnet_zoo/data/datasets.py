@@ -1,6 +1,6 @@
 """Folders of images and class masks as a PyTorch data set."""
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Container, Iterable, Sequence
 from dataclasses import dataclass
 from numbers import Integral
 from pathlib import Path
@@ -13,13 +13,16 @@ from PIL import Image
 from torch import Tensor
 from torch.utils.data import Dataset
 from torchvision import datasets as torchvision_datasets
+from torchvision.transforms import InterpolationMode
+from torchvision.transforms.v2 import functional as TF
 
 from ..files import parse_yaml, visible_files
 from . import transforms
 from .classes import CAMVID, CITYSCAPES, IGNORE_INDEX, ClassInfo, default_palette
 from .images import read_image as read_rgb
 
-__all__ = ["SPLITS", "SegmentationDataset", "add_dataset", "open_dataset", "read_image", "read_label"]
+__all__ = [
+    "SPLITS", "SegmentationDataset", "add_dataset", "add_teacher_labels", "open_dataset", "read_image", "read_label"]
 
 UNKNOWN = 254  # stands in a mapped label for a value that the data set doesn't know
 SPLITS = {"train": ("train",), "val": ("val",), "test": ("test",), "trainval": ("train", "val")}
@@ -84,6 +87,9 @@ class SegmentationDataset(Dataset[tuple[Tensor, Tensor]]):
         class_mix: Probability that a sample is mixed with one drawn at random. It needs a transform to one size.
 
     Attributes:
+        names: Split and path of each image below the folder of that split, without the suffix: ``train/seq1/0001``.
+            By them `add_dataset` and `add_teacher_labels` match files. By default they are the images' own paths.
+        teacher_labels: For each image the file with a teacher's label map, or None; see `add_teacher_labels`.
         cache: Keeps decoded images and labels in the memory of each process that loads them, once it is a dict.
 
     Example:
@@ -103,10 +109,13 @@ class SegmentationDataset(Dataset[tuple[Tensor, Tensor]]):
             seed: int = 0,
             unpaired: Iterable[Path] = (),
             class_mix: float = 0.,
+            names: Iterable[str] | None = None,
     ):
         if not 0 <= class_mix <= 1:
             raise ValueError(f"class_mix is a probability, 0 to 1, got {class_mix}")
         self.files = list(files)
+        self.names = [str(image) for image, _ in self.files] if names is None else list(names)
+        self.teacher_labels: list[Path | None] = []
         self.classes = classes
         self.id_map = _identity(classes) if id_map is None else id_map
         self.id_table = _id_table(self.id_map, len(classes.names))
@@ -135,11 +144,13 @@ class SegmentationDataset(Dataset[tuple[Tensor, Tensor]]):
         sample = self.transform(image, label, rng)
         if self.class_mix and rng.random() < self.class_mix:
             other = self.transform(*self.load(int(rng.integers(len(self)))), rng)
-            sample = transforms.class_mix(*sample, *other, rng, self.ignore_index)
+            sample = transforms.class_mix(*sample, *other, rng)
         return sample
 
     def load(self, index: int) -> tuple[Tensor, Tensor]:
         """The image and its label without the transform, both uint8: (3, H, W) and (H, W).
+
+        With ``teacher_labels`` the label is (2, H, W): its own and the teacher's.
 
         Raises:
             ValueError: The label has a value that isn't allowed; the message names the file.
@@ -153,12 +164,22 @@ class SegmentationDataset(Dataset[tuple[Tensor, Tensor]]):
 
     def _decode(self, index: int) -> tuple[Tensor, Tensor]:
         image_path, label_path = self.files[index]
-        values = read_label(label_path)
+        label = self.load_label(label_path)
+        if self.teacher_labels:
+            path = self.teacher_labels[index]
+            taught = torch.full_like(label, IGNORE_INDEX) if path is None else self.load_label(path)
+            taught = TF.resize(taught[None], list(label.shape), interpolation=InterpolationMode.NEAREST_EXACT)
+            label = torch.cat([label[None], taught])
+        return read_image(image_path), label
+
+    def load_label(self, path: Path) -> Tensor:
+        """The class ids in a label file, uint8 (H, W); raises what `load` does."""
+        values = read_label(path)
         label = self.id_table[values]
         if (label == UNKNOWN).any():
             unknown = ranges(np.unique(values[label == UNKNOWN]).tolist())
-            raise ValueError(f"{label_path}: label values {unknown} aren't known ({self.allowed_values})")
-        return read_image(image_path), torch.from_numpy(label)
+            raise ValueError(f"{path}: label values {unknown} aren't known ({self.allowed_values})")
+        return torch.from_numpy(label)
 
     @property
     def allowed_values(self) -> str:
@@ -221,11 +242,12 @@ def open_dataset(
         seed=seed,
         unpaired=[path for part in parts for path in part.unpaired],
         class_mix=class_mix,
+        names=[name for part in parts for name in part.names],
     )
 
 
 def add_dataset(dataset: SegmentationDataset, spec: str, split: str) -> None:
-    """Add the images of another data set to one: those of the same name take the place of the images that are there.
+    """Add the images of another data set to one: those of the same split and path take the place of what is there.
 
     So the full-size files of a part of a data set are preferred where there are any. Of a split such as ``"trainval"``
     the parts that the other data set has are added.
@@ -236,7 +258,8 @@ def add_dataset(dataset: SegmentationDataset, spec: str, split: str) -> None:
         split: As for ``open_dataset``.
 
     Raises:
-        ValueError: Other classes, other values in the labels, and what ``open_dataset`` refuses.
+        ValueError: Other classes, other values in the labels, a name that may stand for an image in another folder,
+            and what ``open_dataset`` refuses.
     """
     kind, _, folder = spec.partition(":")
     root = Path(folder if kind in KINDS else spec).expanduser()
@@ -245,12 +268,35 @@ def add_dataset(dataset: SegmentationDataset, spec: str, split: str) -> None:
         other = open_dataset(spec, part)
         if other.classes.names != dataset.classes.names or other.id_map != dataset.id_map:
             raise ValueError(f"{spec} has other classes, or other values in its labels, than the data it is added to")
-        named = {image.stem: (image, label) for image, label in other.files}
-        if len(named) < len(other.files):
-            raise ValueError(f"{spec} has images of the same name in several folders: which one takes the place of "
-                             "another of that name?")
-        dataset.files = [named.pop(image.stem, (image, label)) for image, label in dataset.files] + list(named.values())
+        files, added = (dict(zip(d.names, d.files, strict=True)) for d in (dataset, other))
+        new, old = added.keys() - files.keys(), files.keys() - added.keys()
+        for name, flat in _same_ending(new, old) or _same_ending(old, new):
+            raise ValueError(f"{spec} is added to other images, and of {name} and {flat} each has one: is it the same "
+                             "image? Lay both out alike, or rename one")
+        files.update(added)
+        dataset.names, dataset.files = list(files), list(files.values())
         dataset.unpaired += other.unpaired
+
+
+def add_teacher_labels(dataset: SegmentationDataset, folder: str | os.PathLike) -> None:
+    """Give a data set a second label map for its images: what a teacher, another network, says of them.
+
+    A sample's label is then (2, H, W): its own map and the teacher's. An image without a file in the folder gets a map
+    that is ignored as a whole. A map of another size is resized (nearest).
+
+    Args:
+        dataset: What to add to, with all of its images and not yet cached.
+        folder: Label files as those of the data set, ``SPLIT/NAME.png`` for the image ``NAME``, 255 where the
+            teacher isn't sure.
+
+    Raises:
+        ValueError: There is no file for any of the images.
+    """
+    found = _by_name(Path(folder).expanduser(), (".png",))
+    dataset.teacher_labels = [found.get(name) for name in dataset.names]
+    if not any(dataset.teacher_labels):
+        raise ValueError(f"{folder} has no label map of a teacher for any of the {len(dataset)} images: for "
+                         f"{dataset.files[0][0]} it should have {dataset.names[0]}.png")
 
 
 def dataset_classes(spec: str) -> ClassInfo:
@@ -305,7 +351,8 @@ def _open_split(root: Path, split: str, layouts: Sequence[Layout]) -> Segmentati
         files, unpaired, suffix = _pairs(images, labels, list(id_maps))
     if not files:
         raise ValueError(f"no images ({', '.join(IMAGE_SUFFIXES)}) in {images}")
-    return SegmentationDataset(files, classes, id_maps[suffix], unpaired=unpaired)
+    names = [f"{split}/{_name(image, images)}" for image, _ in files]
+    return SegmentationDataset(files, classes, id_maps[suffix], unpaired=unpaired, names=names)
 
 
 def _meanings(kind: str, root: Path) -> tuple[ClassInfo, dict[str, IdMap]]:
@@ -342,6 +389,17 @@ def _pairs(image_dir: Path, label_dir: Path, suffixes: Sequence[str]) -> tuple[l
     return files, [path for name, path in labels.items() if name not in images], suffix
 
 
+def _same_ending(names: Iterable[str], others: Container[str]) -> list[tuple[str, str]]:
+    """Names ``SPLIT/FOLDER/NAME`` and the ``SPLIT/NAME`` among the others that may mean the same image."""
+    split = [(name, *name.split("/")) for name in names]
+    shorter = [(name, "/".join((first, *rest[i:]))) for name, first, *rest in split for i in range(1, len(rest))]
+    return [(name, short) for name, short in shorter if short in others]
+
+
+def _name(path: Path, folder: Path) -> str:
+    return path.relative_to(folder).with_suffix("").as_posix()
+
+
 def _by_name(folder: Path, suffixes: Sequence[str]) -> dict[str, Path]:
     """Files below a folder by their path in it without the suffix, sorted; hidden files are left out.
 
@@ -352,7 +410,7 @@ def _by_name(folder: Path, suffixes: Sequence[str]) -> dict[str, Path]:
     os.scandir(folder).close()  # rglob takes an unreadable folder for an empty one
     found: dict[str, Path] = {}
     for path in visible_files(folder, suffixes):
-        name = path.relative_to(folder).with_suffix("").as_posix()
+        name = _name(path, folder)
         if name in found:
             raise ValueError(f"{found[name]} and {path.name} have the same name: which one belongs to its mask?")
         found[name] = path

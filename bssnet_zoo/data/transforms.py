@@ -14,7 +14,7 @@ from torchvision.transforms.v2 import functional as F
 from .classes import IGNORE_INDEX
 
 __all__ = [
-    "EvalTransform", "TrainTransform", "class_crop_window", "class_mix", "photometric_distortion", "random_crop_window"]
+    "EvalTransform", "TrainTransform", "class_mix", "photometric_distortion", "random_crop_window"]
 
 Size = tuple[int, int]
 Floats = tuple[float, ...]
@@ -33,15 +33,11 @@ class TrainTransform:
         crop_size: Height and width of the result.
         mean: Of the normalisation, for channels in 0..1.
         std: Of the normalisation, for channels in 0..1.
-        ignore_index: Label of padding, and of pixels that don't count in the choice of the crop.
         gamma: With probability 0.5 channels in 0..1 are raised to exp(g) with g drawn from -gamma..gamma, as if the
             light were another; 0 leaves it out. Not in the paper.
-        class_crop: Probability that the crop is laid around a pixel of a class that is drawn from those in the image,
-            all alike, so that rare classes are seen more often; 0 leaves it out. Not in the paper.
 
     Raises:
-        ValueError: A size is less than 1, the scale range isn't ascending and positive, ``gamma`` is negative or
-            ``class_crop`` no probability.
+        ValueError: A size is less than 1, the scale range isn't ascending and positive, or ``gamma`` is negative.
 
     Example:
         >>> transform = TrainTransform(scale_range=(0.5, 2), base_size=(360, 480), crop_size=(352, 480))
@@ -56,13 +52,11 @@ class TrainTransform:
     crop_size: Size
     mean: Floats = IMAGENET_DEFAULT_MEAN
     std: Floats = IMAGENET_DEFAULT_STD
-    ignore_index: int = IGNORE_INDEX
     gamma: float = 0.
-    class_crop: float = 0.
 
     def __post_init__(self) -> None:
-        if self.gamma < 0 or not 0 <= self.class_crop <= 1:
-            raise ValueError(f"gamma is {self.gamma}, 0 or more is needed; class_crop {self.class_crop}, 0 to 1")
+        if self.gamma < 0:
+            raise ValueError(f"gamma is {self.gamma}, 0 or more is needed")
         if min(*self.base_size, *self.crop_size) < 1:
             raise ValueError(f"base_size is {self.base_size}, crop_size {self.crop_size}; sides must be 1 or more")
         if not 0 < self.scale_range[0] <= self.scale_range[1]:
@@ -73,40 +67,38 @@ class TrainTransform:
 
         Args:
             image: uint8 (3, H, W).
-            label: Class ids of any integer type (H, W).
+            label: Class ids of any integer type (H, W); or several such maps (K, H, W), all cut alike, of which the
+                first decides the crop.
             rng: Where the random numbers come from; by default a generator seeded by PyTorch's own.
 
         Returns:
-            The normalised float32 image (3, *crop_size) and the int64 label (*crop_size).
+            The normalised float32 image (3, *crop_size) and the int64 label (*crop_size) or (K, *crop_size).
         """
         if rng is None:
             rng = np.random.default_rng(int(torch.randint(2**63 - 1, ())))
         image, label = self._resize(image, label, rng)
-        # options draw no random number unless they are used: the recipes of the paper stay what they were
-        if self.class_crop and rng.random() < self.class_crop:
-            window = class_crop_window(label, self.crop_size, rng, self.ignore_index)
-        else:
-            window = random_crop_window(label, self.crop_size, rng, ignore_index=self.ignore_index)
-        top, left, height, width = window
+        top, left, height, width = random_crop_window(label if label.ndim == 2 else label[0], self.crop_size, rng)
         image = F.crop(image, top, left, height, width)
         label = F.crop(label, top, left, height, width)
         if rng.random() < 0.5:
             image, label = F.horizontal_flip(image), F.horizontal_flip(label)
         # planar: the photometric steps work on whole channels
         image = photometric_distortion(image.contiguous().float(), rng)
+        # gamma draws no random number unless it is used: the recipes of the paper stay what they were
         if self.gamma and rng.random() < 0.5:
             image = F.adjust_gamma(
                 image.div_(255).clamp_(0, 1), math.exp(rng.uniform(-self.gamma, self.gamma))).mul_(255)
         image = _normalize(image, self.mean, self.std)
         padding = (0, self.crop_size[1] - width, 0, self.crop_size[0] - height)
-        return pad(image, padding), pad(label.long(), padding, value=self.ignore_index)
+        return pad(image, padding), pad(label.long(), padding, value=IGNORE_INDEX)
 
     def _resize(self, image: Tensor, label: Tensor, rng: np.random.Generator) -> tuple[Tensor, Tensor]:
-        height, width = label.shape
+        height, width = label.shape[-2:]
         factor = rng.uniform(*self.scale_range) * min(self.base_size[0] / height, self.base_size[1] / width)
         size = [max(1, round(height * factor)), max(1, round(width * factor))]
         # resizing all and cropping afterwards costs less than a millisecond: torchvision's uint8 kernel is vectorised
-        label = F.resize(label[None], size, interpolation=InterpolationMode.NEAREST_EXACT)[0]
+        maps = label if label.ndim == 3 else label[None]
+        label = F.resize(maps, size, interpolation=InterpolationMode.NEAREST_EXACT).reshape(*label.shape[:-2], *size)
         return F.resize(image, size, antialias=True), label
 
 
@@ -146,7 +138,6 @@ def random_crop_window(
         rng: np.random.Generator,
         max_share: float = 0.75,
         tries: int = 10,
-        ignore_index: int = IGNORE_INDEX,
 ) -> tuple[int, int, int, int]:
     """Draw a window in which no class has more than ``max_share`` of the pixels that aren't ignored.
 
@@ -156,7 +147,6 @@ def random_crop_window(
         rng: Where the random numbers come from.
         max_share: Largest allowed share of a class.
         tries: How many windows are drawn; the last one is taken whatever is in it.
-        ignore_index: Label that isn't counted.
 
     Returns:
         Top, left, height, width.
@@ -165,32 +155,11 @@ def random_crop_window(
     for _ in range(tries):
         top = int(rng.integers(label.shape[0] - height + 1))
         left = int(rng.integers(label.shape[1] - width + 1))
-        counts = torch.bincount(label[top:top + height, left:left + width].flatten(), minlength=ignore_index + 1)
-        counts[ignore_index] = 0
+        counts = torch.bincount(label[top:top + height, left:left + width].flatten(), minlength=IGNORE_INDEX + 1)
+        counts[IGNORE_INDEX] = 0
         if 0 < counts.max() <= max_share * counts.sum():
             break
     return top, left, height, width
-
-
-def class_crop_window(
-        label: Tensor,
-        size: Size,
-        rng: np.random.Generator,
-        ignore_index: int = IGNORE_INDEX,
-) -> tuple[int, int, int, int]:
-    """Draw a class of those in the label, one of its pixels, and a window that holds this pixel.
-
-    Arguments and result are those of `random_crop_window`, which is used where nothing is labelled.
-    """
-    classes = [c for c in torch.bincount(label.flatten()).nonzero().flatten().tolist() if c != ignore_index]
-    if not classes:
-        return random_crop_window(label, size, rng, ignore_index=ignore_index)
-    pixels = (label == classes[rng.integers(len(classes))]).nonzero()
-    pixel = pixels[int(rng.integers(len(pixels)))].tolist()
-    window = min(size[0], label.shape[0]), min(size[1], label.shape[1])
-    top, left = (int(rng.integers(max(0, at - side + 1), min(at, whole - side) + 1))
-                 for at, side, whole in zip(pixel, window, label.shape, strict=True))
-    return top, left, *window
 
 
 def class_mix(
@@ -199,7 +168,6 @@ def class_mix(
         other_image: Tensor,
         other_label: Tensor,
         rng: np.random.Generator,
-        ignore_index: int = IGNORE_INDEX,
 ) -> tuple[Tensor, Tensor]:
     """Paste what belongs to half of the classes of another sample, drawn at random, over a sample of the same size.
 
@@ -207,19 +175,22 @@ def class_mix(
 
     Args:
         image: (3, H, W), as `TrainTransform` gives it. It isn't changed.
-        label: Class ids (H, W).
+        label: Class ids (H, W), or (2, H, W) with those of a teacher.
         other_image: (3, H, W) of the other sample.
-        other_label: Class ids (H, W) of it.
+        other_label: Class ids of it, in as many maps. Where it is ignored, its class is the teacher's; what is ignored
+            in all maps isn't pasted.
         rng: Where the random numbers come from.
-        ignore_index: Label that is no class: what has it isn't pasted.
 
     Returns:
         The mixed image and label.
     """
-    classes = other_label.unique()
-    classes = classes[classes != ignore_index].numpy()
+    known = other_label
+    if known.ndim == 3:
+        known = torch.where(known[0] == IGNORE_INDEX, known[1], known[0])
+    classes = known.unique()
+    classes = classes[classes != IGNORE_INDEX].numpy()
     drawn = rng.permutation(classes)[:(len(classes) + 1) // 2]
-    pasted = torch.isin(other_label, torch.from_numpy(drawn))
+    pasted = torch.isin(known, torch.from_numpy(drawn))
     return torch.where(pasted, other_image, image), torch.where(pasted, other_label, label)
 
 

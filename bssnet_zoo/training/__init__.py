@@ -3,7 +3,7 @@
 - `recipes`: what a run computes, and the recipes there are.
 - `loop`: the training itself; `parts` makes what it needs from the recipe, `state` is what changes while it runs.
 - `run_folder`, `run_log`, `pictures`: what a run writes. `interrupt`: how it stops.
-- `distillation`, `feature_distillation`: what it may learn from other networks.
+- `feature_distillation`: what the trunk may learn from an encoder.
 """
 from .loop import train
 from .recipes import RECIPES, Recipe

@@ -10,7 +10,7 @@ from torch import nn
 
 from ..models import BSSNet
 from ..models.checkpoints import read_state_dict
-from ..models.smp import SMP, Renormalize, encoder_weights
+from ..models.smp import Renormalize, encoder_weights
 from .recipes import Recipe
 
 __all__ = [
@@ -124,6 +124,4 @@ def create_feature_teacher(recipe: Recipe) -> FeatureTeacher | None:
             raise ValueError("feature_checkpoint needs feature_teacher, the name of its encoder: --feature-teacher "
                              "tf_efficientnet_lite2")
         return None
-    if recipe.model.startswith(SMP):
-        raise ValueError(f"{recipe.model} can't have a feature_teacher: bssnet_t and bssnet_b can")
     return FeatureTeacher(recipe.feature_teacher, recipe.feature_checkpoint)

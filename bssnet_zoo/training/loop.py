@@ -24,15 +24,13 @@ from ..data.sampler import TrainSampler
 from ..device import PRECISIONS, keep_freed_memory, why_slow
 from ..distributed import Process, init_process
 from ..evaluation.accuracy import evaluate
-from ..losses.bssnet import BSSNetLoss, BSSNetLosses, PlainLoss
-from ..losses.resized import resize
+from ..losses.bssnet import BSSNetLosses
 from ..models.bssnet import MIN_SIZE, as_bssnet
 from ..models.notes import note_classes
-from ..models.smp import SMP
-from .distillation import create_teacher, distillation_loss
 from .feature_distillation import create_feature_teacher, create_projections, feature_loss
 from .interrupt import StopRequest
 from .parts import (
+    TrainingLoss,
     create_criterion,
     create_state,
     create_student,
@@ -50,7 +48,7 @@ from .state import TrainState, save_weights
 
 __all__ = ["LOSS_NAMES", "forward_backward", "train", "update_weights"]
 
-LOSS_NAMES = ("loss", *BSSNetLosses._fields, "distill")
+LOSS_NAMES = ("loss", *BSSNetLosses._fields, "teacher", "features")
 LOG_NAMES = (*LOSS_NAMES, "grad_norm")
 
 
@@ -58,7 +56,6 @@ def train(
         recipe: Recipe,
         output: str | os.PathLike,
         resume: bool = False,
-        teacher: nn.Module | None = None,
         stop_epoch: int | None = None,
 ) -> TrainState:
     """Trains a model by a recipe, in a run folder. Started by torchrun, it is one of several processes.
@@ -70,7 +67,6 @@ def train(
         output: The run folder.
         resume: Go on from ``last.pth`` in the run folder (from the beginning if the run ended before there was one).
             On a CPU in float32 with the same number of threads the result is that of an uninterrupted run, bit by bit.
-        teacher: A model to distil from, that gives logits (N, num_classes, h, w), instead of the recipe's.
         stop_epoch: End the run after this epoch, to be resumed later; the schedule stays that of the whole run.
 
     Returns:
@@ -105,14 +101,11 @@ def train(
     if feature_teacher is not None:
         feature_teacher.to(process.device)
         projections = create_projections(as_bssnet(student), feature_teacher).to(process.device)
-    criterion = create_criterion(student, recipe, train_set.ignore_index).to(process.device)
+    criterion = create_criterion(recipe).to(process.device)
     state = create_state(student, recipe, iterations, projections)
-    state.taught = teacher is not None
-    teacher = prepare_teacher(teacher, recipe, num_classes, process)
     with open_run_folder(Path(output), recipe, resume, process.primary) as checkpoint:
         return _train(
-            recipe, process, train_set, val_set, iterations, state, criterion, checkpoint, teacher, feature_teacher,
-            stop_epoch)
+            recipe, process, train_set, val_set, iterations, state, criterion, checkpoint, feature_teacher, stop_epoch)
 
 
 def _train(
@@ -122,9 +115,8 @@ def _train(
         val_set: SegmentationDataset,
         iterations: int,
         state: TrainState,
-        criterion: BSSNetLoss | PlainLoss,
+        criterion: TrainingLoss,
         checkpoint: Path,
-        teacher: nn.Module | None,
         feature_teacher: nn.Module | None,
         stop_epoch: int | None,
 ) -> TrainState:
@@ -135,7 +127,7 @@ def _train(
             scans = check_dataset(dataset, full=True)
             warnings += missing_classes(dataset, scans, split)
         smallest = min(min(scan.image_size) for scan in scans)
-        if recipe.val_size is None and smallest < MIN_SIZE and not recipe.model.startswith(SMP):
+        if recipe.val_size is None and smallest < MIN_SIZE:
             raise ValueError(f"{recipe.data}, {recipe.val_split}: images must be {MIN_SIZE} pixels high and wide or "
                              f"more, one has {smallest}: give --val-size")
         warnings += distorted(scans, recipe.val_size, recipe.val_split)
@@ -172,7 +164,7 @@ def _train(
         while state.iteration < last and not stopped:
             process.seed(recipe.seed, state.iteration)
             losses = forward_backward(
-                model, criterion, islice(batches, recipe.grad_accum), recipe, state.scaler, teacher, feature_teacher)
+                model, criterion, islice(batches, recipe.grad_accum), recipe, state.scaler, feature_teacher)
             grad_norm = clip_gradients(state, recipe)
             means = process.mean(torch.stack([*losses, grad_norm, grad_norm.new_tensor(stop.requested)]))
             *values, stopped = means.tolist()
@@ -192,9 +184,8 @@ def _train(
                 state.save(checkpoint)
             log.resume_clock()
         if state.iteration < iterations:
-            again = (f"train(recipe, {str(checkpoint.parent)!r}, resume=True, teacher=...)" if state.taught else
-                     f"bssnet-zoo train --resume {checkpoint.parent}")
-            log.say(f"Stopped after iteration {state.iteration} of {iterations}. To go on:\n{again}")
+            log.say(f"Stopped after iteration {state.iteration} of {iterations}. To go on:\n"
+                    f"bssnet-zoo train --resume {checkpoint.parent}")
     if stopped:
         raise KeyboardInterrupt(f"{checkpoint} holds iteration {state.iteration}")
     return state
@@ -202,26 +193,24 @@ def _train(
 
 def forward_backward(
         model: nn.Module,
-        criterion: BSSNetLoss | PlainLoss,
+        criterion: TrainingLoss,
         batches: Iterable[tuple[torch.Tensor, torch.Tensor]],
         recipe: Recipe,
         scaler: torch.amp.GradScaler,
-        teacher: nn.Module | None = None,
         feature_teacher: nn.Module | None = None,
 ) -> torch.Tensor:
     """Adds up the gradients of ``grad_accum`` batches, so that they are those of the mean loss.
 
     Args:
         model: The model, wrapped or not, in training mode.
-        criterion: The loss, from output, images and labels to `BSSNetLosses`.
-        batches: Images (N, 3, H, W) and labels (N, H, W), on the model's device.
-        recipe: Precision, accumulation and distillation.
+        criterion: The losses.
+        batches: Images (N, 3, H, W) and labels (N, H, W) or, with a teacher's, (N, 2, H, W), on the model's device.
+        recipe: Precision, accumulation and the weights of what is learned from others.
         scaler: Scales the loss.
-        teacher: Gives logits to distil from.
         feature_teacher: Gives features to distil from; the model is then a `FeatureStudent`.
 
     Returns:
-        The mean losses over the batches, in the order of `LOSS_NAMES`: (8,) float32.
+        The mean losses over the batches, in the order of `LOSS_NAMES`: (9,) float32.
     """
     means = []
     for step, (images, labels) in enumerate(batches, start=1):
@@ -233,20 +222,15 @@ def forward_backward(
                 output = model(images)
             output, predicted = output if feature_teacher is not None else (output, {})
             losses = criterion(output, images, labels)
-            distill = torch.zeros_like(losses.total)
-            if teacher is not None:
-                with torch.no_grad(), autocast:
-                    teacher_logits = resize(teacher(images), labels.shape[-2:])
-                distill = recipe.distill_weight * distillation_loss(
-                    getattr(output, "seg", output), teacher_logits, recipe.temperature,
-                    labels if recipe.distill_correct else None, criterion.ignore_index)
             if feature_teacher is not None:
                 with autocast:
                     features = feature_teacher(images)
-                distill = distill + recipe.feature_weight * feature_loss(predicted, features)
-            total = losses.total + distill
+                losses.append(recipe.feature_weight * feature_loss(predicted, features))
+            else:
+                losses.append(torch.zeros_like(losses[0]))
+            total = torch.stack(losses).sum()
             scaler.scale(total / recipe.grad_accum).backward()
-        means.append(torch.stack([total, *losses, distill]).detach())
+        means.append(torch.stack([total, *losses]).detach())
     return torch.stack(means).mean(0)
 
 
@@ -300,11 +284,6 @@ def validate(
         save_curve(folder)
     except RuntimeError as error:
         log.say(str(error))
-
-
-def prepare_teacher(teacher: nn.Module | None, recipe: Recipe, num_classes: int, process: Process) -> nn.Module | None:
-    teacher = teacher or create_teacher(recipe, num_classes)
-    return None if teacher is None else teacher.eval().to(process.device)
 
 
 def diverged(

@@ -13,22 +13,21 @@ from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 from torch.utils.data import DataLoader
 
-from ..data.datasets import SegmentationDataset, add_dataset, open_dataset
+from ..data.datasets import SegmentationDataset, add_dataset, add_teacher_labels, open_dataset
 from ..data.sampler import TrainSampler
 from ..data.transforms import EvalTransform, TrainTransform
 from ..distributed import Process, leave_signals_to_parent
-from ..losses.bssnet import BSSNetLoss, PlainLoss
+from ..losses.bssnet import BSSNetLoss, OhemCrossEntropyLoss
 from ..models import BSSNet, create_model, list_models
 from ..models.bssnet import as_bssnet
-from ..models.smp import SMP, SmpModel
 from ..models.widen import widen_
 from .feature_distillation import FeatureStudent
 from .recipes import Recipe
 from .state import TrainState
 
 __all__ = [
-    "create_criterion", "create_state", "create_student", "open_datasets", "train_batches", "train_sampler",
-    "warmup_iterations", "wrap_model"]
+    "TrainingLoss", "create_criterion", "create_state", "create_student", "open_datasets", "train_batches",
+    "train_sampler", "warmup_iterations", "wrap_model"]
 
 
 WIDEN = "widen:"
@@ -37,7 +36,7 @@ WIDEN = "widen:"
 def open_datasets(recipe: Recipe) -> tuple[SegmentationDataset, SegmentationDataset]:
     """The data sets to train and to validate on, with the recipe's transforms."""
     augment = TrainTransform(
-        recipe.scale_range, recipe.base_size, recipe.crop_size, gamma=recipe.gamma, class_crop=recipe.class_crop)
+        recipe.scale_range, recipe.base_size, recipe.crop_size, gamma=recipe.gamma)
     train_set = open_dataset(
         recipe.data, recipe.train_split, augment, seed=recipe.seed, class_mix=recipe.class_mix)
     if recipe.class_weights is not None and len(recipe.class_weights) != len(train_set.classes.names):
@@ -45,6 +44,8 @@ def open_datasets(recipe: Recipe) -> tuple[SegmentationDataset, SegmentationData
                          "one for each ('bssnet-zoo data' computes them), or --class-weights none")
     for spec in recipe.more_data or ():
         add_dataset(train_set, spec, recipe.train_split)
+    if recipe.teacher_labels is not None:
+        add_teacher_labels(train_set, recipe.teacher_labels)
     if recipe.cache:
         train_set.cache = {}
     return train_set, open_dataset(recipe.data, recipe.val_split, EvalTransform(recipe.val_size))
@@ -71,7 +72,7 @@ def train_batches(
         recipe: Recipe,
         device: torch.device,
 ) -> Generator[tuple[torch.Tensor, torch.Tensor], None, None]:
-    """Images (N, 3, H, W) and labels (N, H, W) on a device, without end."""
+    """Images (N, 3, H, W) and labels (N, H, W), with a teacher's (N, 2, H, W), on a device, without end."""
     loader = DataLoader(
         dataset, batch_sampler=sampler, num_workers=recipe.workers, pin_memory=device.type == "cuda",
         worker_init_fn=leave_signals_to_parent,
@@ -87,7 +88,7 @@ def memory_format(recipe: Recipe, device: torch.device) -> torch.memory_format:
     return torch.channels_last if last else torch.contiguous_format
 
 
-def create_student(recipe: Recipe, num_classes: int, process: Process) -> BSSNet | SmpModel:
+def create_student(recipe: Recipe, num_classes: int, process: Process) -> BSSNet:
     """The model to train on its device, with its training heads, initialised as the recipe says.
 
     Raises:
@@ -96,9 +97,7 @@ def create_student(recipe: Recipe, num_classes: int, process: Process) -> BSSNet
     torch.manual_seed(recipe.seed)
     kwargs: dict[str, Any] = {"num_classes": num_classes, "aux_heads": True, "weighted": recipe.weighted}
     model: nn.Module
-    if recipe.model.startswith(SMP):
-        model = SmpModel(recipe.model, num_classes, recipe.init)
-    elif recipe.init is not None and recipe.init.startswith(WIDEN):
+    if recipe.init is not None and recipe.init.startswith(WIDEN):
         if recipe.model != "bssnet_b":
             raise ValueError(f"init '{recipe.init}' widens a bssnet_t to a bssnet_b, model is {recipe.model}")
         narrow = create_model("bssnet_t", checkpoint_path=recipe.init.removeprefix(WIDEN), **kwargs)
@@ -118,21 +117,51 @@ def create_student(recipe: Recipe, num_classes: int, process: Process) -> BSSNet
         model = convert_sync_batchnorm(model)  # torch's own drops the activations that timm's norms have
     elif recipe.sync_bn and process.world_size > 1 and process.primary:
         print(f"SyncBN does not exist on {process.device.type}: plain BatchNorm, each process with its own statistics")
-    student = model if isinstance(model, SmpModel) else as_bssnet(model)
-    return student.to(process.device).to(memory_format=memory_format(recipe, process.device)).train()
+    return as_bssnet(model).to(process.device).to(memory_format=memory_format(recipe, process.device)).train()
 
 
-def create_criterion(model: nn.Module, recipe: Recipe, ignore_index: int) -> BSSNetLoss | PlainLoss:
-    """The loss of a recipe: BSSNet's six, or cross-entropy for a network that gives plain logits.
+class TrainingLoss(nn.Module):
+    """The losses of a recipe: BSSNet's six on the labels, and cross-entropy on a teacher's label maps beside them.
+
+    The teacher's is a mean over all pixels in which it is sure, easy or hard: hard example mining would pick those in
+    which it is wrong. What has no label has the teacher's alone.
+
+    Args:
+        labels: The six losses.
+        teacher: The loss on a teacher's labels.
+        teacher_weight: Factor of it.
+    """
+
+    def __init__(self, labels: BSSNetLoss, teacher: OhemCrossEntropyLoss, teacher_weight: float):
+        super().__init__()
+        self.labels = labels
+        self.teacher = teacher
+        self.teacher_weight = teacher_weight
+
+    def forward(self, output: Any, images: torch.Tensor, labels: torch.Tensor) -> list[torch.Tensor]:
+        """The seven losses, each a scalar with its weight.
+
+        Args:
+            output: The model's, see `BSSNetLoss`.
+            images: (N, 3, H, W).
+            labels: Class ids (N, H, W); or (N, 2, H, W), the second map a teacher's.
+        """
+        if labels.ndim == 3:
+            losses = self.labels(output, images, labels)
+            return [*losses, torch.zeros_like(losses.seg)]
+        labels, taught = labels.unbind(1)
+        return [*self.labels(output, images, labels), self.teacher_weight * self.teacher(output.seg, taught)]
+
+
+def create_criterion(recipe: Recipe) -> TrainingLoss:
+    """The losses of a recipe.
 
     Raises:
         ValueError: Loss weights that make no sense.
     """
-    if isinstance(model, SmpModel):
-        if set(recipe.loss_weights) != {1.}:
-            raise ValueError(f"{recipe.model} has one loss: leave loss_weights at 1, got {recipe.loss_weights}")
-        return PlainLoss(recipe.class_weights, ignore_index)
-    return BSSNetLoss(recipe.class_weights, ignore_index, loss_weights=recipe.loss_weights)
+    return TrainingLoss(
+        BSSNetLoss(recipe.class_weights, loss_weights=recipe.loss_weights),
+        OhemCrossEntropyLoss(threshold=1., min_kept=0, class_weights=recipe.class_weights), recipe.teacher_weight)
 
 
 def warmup_iterations(recipe: Recipe, iterations: int) -> int:

@@ -37,14 +37,16 @@ class Recipe:
         ('bssnet_t', 20, 0.005)
     """
 
-    model: str = option("bssnet_t", "bssnet_t or bssnet_b; or smp:ARCHITECTURE/ENCODER, to train a teacher")
+    model: str = option("bssnet_t", "bssnet_t or bssnet_b")
     init: str | None = option(None, "initial weights: a tag (camvid, street, pidnet_in1k), a checkpoint file, or for "
-                              "bssnet_b widen:FILE with the checkpoint of a bssnet_t; of a teacher's encoder imagenet "
-                              "or a file")
+                              "bssnet_b widen:FILE with the checkpoint of a bssnet_t")
     weighted: bool = option(True, "fuse the branches by UMF; --no-weighted by a plain sum, for comparison")
     data: str = option("camvid:data/camvid", "camvid:DIR, cityscapes:DIR, nightcity:DIR or folder:DIR")
     more_data: tuple[str, ...] | None = option(None, "further data sets of the same classes to train on; their images "
-                                                     "take the place of those of the same name")
+                                                     "take the place of those of the same split and name")
+    teacher_labels: str | None = option(None, "folder with a teacher's label maps, SPLIT/NAME.png for an image NAME, "
+                                              "255 where it isn't sure")
+    teacher_weight: float = option(0.3, "weight of the cross-entropy on the teacher's label maps")
     train_split: str = option("train", "split to train on: train, or trainval")
     val_split: str = option("val", "split to validate on: val or test")
 
@@ -53,7 +55,6 @@ class Recipe:
     crop_size: tuple[int, int] = option((352, 480), "size of the random crop")
     val_size: tuple[int, int] | None = option(None, "size of the images in validation; their own if left out")
     gamma: float = option(0., "largest natural logarithm of a random gamma, for other light; 0 leaves it out")
-    class_crop: float = option(0., "share of the crops that are laid around a pixel of a class drawn at random")
     class_mix: float = option(0., "share of the images that get the pixels of half of the classes of another one")
     class_weights: tuple[float, ...] | None = option(None, "weight of each class in the cross-entropy")
     loss_weights: tuple[float, ...] = option((1., 1., 1., 1., 1., 1.), "factors of the losses seg, seg_border, border, "
@@ -76,12 +77,6 @@ class Recipe:
     sync_bn: bool = option(True, "statistics of BatchNorm over all processes (CUDA only)")
     freeze_bn: bool = option(False, "leave BatchNorm's statistics and weights as they are at the start")
 
-    teacher: str | None = option(None, "model or model.tag to distil from (Hub names work too), or "
-                                 "smp:ARCHITECTURE/ENCODER")
-    teacher_checkpoint: str | None = option(None, "weights of the teacher instead of its pretrained ones")
-    distill_weight: float = option(1., "weight of the distillation loss")
-    temperature: float = option(1., "temperature of the distillation loss")
-    distill_correct: bool = option(False, "leave pixels in which the teacher contradicts the label to the label")
     feature_teacher: str | None = option(None, "encoder of timm whose features the trunk learns to predict as well, "
                                          "for example tf_efficientnet_lite2")
     feature_checkpoint: str | None = option(None, "weights of the feature teacher instead of timm's own")
@@ -114,14 +109,13 @@ class Recipe:
             numbers = value if isinstance(value, tuple) else (value,)
             if not all(math.isfinite(x) for x in numbers if isinstance(x, float)):
                 raise ValueError(f"{f.name} must be finite, got {value}")
-        for name in ("batch_size", "grad_accum", "lr", "temperature", "checkpoint_every", "validate_every", "clip_grad",
+        for name in ("batch_size", "grad_accum", "lr", "checkpoint_every", "validate_every", "clip_grad",
                      "class_weights", "poly_power"):
             self._check(name, lambda x: x > 0, "more than 0")
-        for name in ("distill_weight", "feature_weight", "weight_decay", "warmup_iterations", "gamma", "loss_weights",
+        for name in ("teacher_weight", "feature_weight", "weight_decay", "warmup_iterations", "gamma", "loss_weights",
                      "workers", "seed"):
             self._check(name, lambda x: x >= 0, "0 or more")
-        for name in ("class_crop", "class_mix"):
-            self._check(name, lambda x: 0 <= x <= 1, "a share, 0 to 1")
+        self._check("class_mix", lambda x: 0 <= x <= 1, "a share, 0 to 1")
         self._check("momentum", lambda x: 0 <= x < 1, "in [0, 1)")
         self._check("layer_decay", lambda x: 0 < x <= 1, "in (0, 1]")
         if not 0 < self.scale_range[0] <= self.scale_range[1]:

@@ -30,7 +30,6 @@ class TrainState:
         best: Best validation mIoU so far.
         data: Fingerprint of the files that it was trained on.
         unvalidated: It is to be validated in this iteration, and was not yet.
-        taught: It has a teacher that no recipe names.
     """
 
     model: nn.Module
@@ -43,7 +42,6 @@ class TrainState:
     best: float = -1.
     data: str = ""
     unvalidated: bool = False
-    taught: bool = False
 
     def save(self, path: str | os.PathLike) -> None:
         """Writes the state, whole or not at all. ``create_model(checkpoint_path=...)`` reads its EMA weights."""
@@ -58,7 +56,6 @@ class TrainState:
                 "best": self.best,
                 "data": self.data,
                 "unvalidated": self.unvalidated,
-                "taught": self.taught,
             }
             if self.projections is not None:
                 state["projections"] = self.projections.state_dict()
@@ -70,8 +67,7 @@ class TrainState:
         """Takes over a saved state.
 
         Raises:
-            ValueError: A damaged file, the state of another model or optimiser, or of a run on other files; a run with
-                a teacher that isn't there.
+            ValueError: A damaged file, the state of another model or optimiser, or of a run on other files.
         """
         try:
             saved = torch.load(path, map_location="cpu", weights_only=True)
@@ -81,9 +77,6 @@ class TrainState:
         if saved.get("data", self.data) != self.data:
             raise ValueError(f"{path}: the data set has changed since this run began. To go on from its weights, start "
                              "a run with --init")
-        if saved.get("taught", False) and not self.taught:
-            raise ValueError(f"{path}: this run has a teacher that was given in Python: go on with "
-                             "train(recipe, folder, resume=True, teacher=...)")
         try:
             for name in ("model", "optimizer", "scheduler", "scaler"):
                 getattr(self, name).load_state_dict(saved[name])
