@@ -3,6 +3,7 @@ import errno
 import hashlib
 import os
 import secrets
+import stat
 import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -23,7 +24,8 @@ FULL = (errno.ENOSPC, errno.EFBIG, errno.EDQUOT)  # what a write says, and not o
 def atomic_path(path: str | os.PathLike) -> Iterator[Path]:
     """A temporary path beside ``path`` to write to: renamed to ``path`` at the end, removed if the block fails.
 
-    A device or pipe, such as /dev/null or /dev/stdout, is written to itself.
+    A file that is replaced passes its mode on, a new one has that of any new file. A link stays, and what it points to
+    is replaced. A device or pipe, such as /dev/null or /dev/stdout, is written to itself.
 
     Raises:
         OSError: The folder can't be made or written to, or the disk is full; the message names ``path``.
@@ -32,21 +34,25 @@ def atomic_path(path: str | os.PathLike) -> Iterator[Path]:
     if _is_device(path):
         yield path
         return
+    target = Path(os.path.realpath(path))
+    stem = target.stem.encode(errors="ignore")[:100].decode(errors="ignore")  # a name may have 255 bytes in all
+    temporary = target.with_name(f".{stem}-{secrets.token_hex(4)}{target.suffix[-20:]}")
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        name = os.fspath(path.with_name(f".{path.stem}-{secrets.token_hex(4)}{path.suffix}"))
-        handle = os.open(name, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o666)  # less the umask; mkstemp's are private
+        target.parent.mkdir(parents=True, exist_ok=True)
+        handle = os.open(temporary, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o666)  # less the umask
+        mode = (target if target.exists() else temporary).stat().st_mode
+        os.close(handle)
     except OSError as error:
         raise _unwritten(path, error) from error
-    os.close(handle)
-    temporary = Path(name)
     try:
         yield temporary
-        temporary.replace(path)
+        temporary.chmod(stat.S_IMODE(mode))  # safetensors replaces the file by one that only its owner can read
+        temporary.replace(target)
     except SafetensorError as error:  # which says what the system said
         raise OSError(f"{path} can't be written: {error}") from error
     except OSError as error:
-        if error.errno in FULL and error.filename is None or name in map(str, (error.filename, error.filename2)):
+        ours = os.fspath(temporary) in map(str, (error.filename, error.filename2))
+        if ours or error.filename is None and error.errno in FULL:
             raise _unwritten(path, error) from error
         raise  # of another file
     finally:
@@ -74,7 +80,7 @@ def check_writable(path: str | os.PathLike) -> None:
     if path.is_dir():
         raise IsADirectoryError(f"{path} can't be written: it is a folder")
     try:
-        make_folder(path.parent)
+        make_folder(Path(os.path.realpath(path)).parent)
     except OSError as error:
         raise _unwritten(path, error) from error
 
@@ -98,15 +104,6 @@ def sha256(path: str | os.PathLike) -> str:
     return digest.hexdigest()
 
 
-class _PlainLoader(yaml.SafeLoader):
-    """YAML without aliases, with which a few lines stand for gigabytes."""
-
-    def compose_node(self, parent: Any, index: Any) -> Any:
-        if self.check_event(yaml.AliasEvent):
-            raise ValueError("an alias (*name) is not allowed")
-        return super().compose_node(parent, index)
-
-
 def parse_yaml(text: str) -> Any:
     """What a YAML text of limited size says, in plain Python objects.
 
@@ -116,7 +113,9 @@ def parse_yaml(text: str) -> Any:
     if len(text) > YAML_CHARACTERS:
         raise ValueError(f"{len(text)} characters are too many")
     try:
-        return yaml.load(text, _PlainLoader)
+        if any(isinstance(event, yaml.AliasEvent) for event in yaml.parse(text, yaml.SafeLoader)):
+            raise ValueError("an alias (*name) is not allowed")  # with them a few lines stand for gigabytes
+        return yaml.safe_load(text)
     except yaml.YAMLError as error:
         raise ValueError(" ".join(str(error).split())) from None
     except RecursionError:
