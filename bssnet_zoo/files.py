@@ -113,9 +113,10 @@ def parse_yaml(text: str) -> Any:
     if len(text) > YAML_CHARACTERS:
         raise ValueError(f"{len(text)} characters are too many")
     try:
+        content = yaml.safe_load(text)
         if any(isinstance(event, yaml.AliasEvent) for event in yaml.parse(text, yaml.SafeLoader)):
             raise ValueError("an alias (*name) is not allowed")  # with them a few lines stand for gigabytes
-        return yaml.safe_load(text)
+        return content
     except yaml.YAMLError as error:
         raise ValueError(" ".join(str(error).split())) from None
     except RecursionError:

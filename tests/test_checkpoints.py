@@ -2,13 +2,16 @@
 import argparse
 import logging
 import os
+import re
 
+import numpy as np
 import pytest
 import torch
 from conftest import filled, image
 from safetensors.torch import load_file, save_file
 
 import bssnet_zoo
+from bssnet_zoo.models import open_model
 from bssnet_zoo.models.checkpoints import convert_names, read_checkpoint
 
 X = image(1, 3, 64, 64)
@@ -35,6 +38,11 @@ WRAPPINGS = {
     "compiled": lambda s: {"model": {f"_orig_mod.module.{k}": v for k, v in s.items()}},
     "half": lambda s: {k: v.half() if v.is_floating_point() else v for k, v in s.items()},
     "mmengine": lambda s: {"state_dict": {**s, "data_preprocessor.mean": torch.zeros(3)}, "message_hub": {}},
+    "lightning": lambda s: {
+        "state_dict": {**{f"model._orig_mod.{k}": v for k, v in s.items()}, "criterion.weight": torch.ones(19)}},
+    "averaged": lambda s: {"n_averaged": torch.tensor(3), **{f"module.{k}": v for k, v in s.items()}},
+    "loss": lambda s: {"model": {**s, "loss_fn.weight": torch.ones(19), "decode_head.loss_decode.w": torch.ones(19)}},
+    "compiled inside": lambda s: {k.replace("backbone.", "backbone._orig_mod."): v for k, v in s.items()},
     "without training heads": without_heads,
     "without counters": lambda s: {k: v for k, v in s.items() if not k.endswith("num_batches_tracked")},
 }
@@ -59,19 +67,47 @@ def test_published(wrapping, suffix, expected, tmp_path):
     assert "label_names" not in by_filter.pretrained_cfg
 
 
-@pytest.mark.parametrize("ema", ["state_dict_ema", "model_ema", "ema_state_dict"])
-def test_of_several_copies_the_ema_one(ema, expected, tmp_path, caplog):
+@pytest.mark.parametrize(("key", "other"), [
+    ("state_dict_ema", "state_dict"), ("model_ema", "model"),
+    ("state_dict", "ema_state_dict"),  # mmengine's hook swaps the two when it saves
+])
+def test_of_several_copies_the_ema_one(key, other, expected, tmp_path, caplog):
     good = filled("bssnet_t")
     bad = {k: torch.zeros_like(v) for k, v in good.items()}
-    ema_copy = {"steps": torch.tensor(7), **{f"module.{k}": v for k, v in good.items()}}
-    torch.save({"state_dict": bad, ema: ema_copy}, tmp_path / "both.pth")
+    path = saved(tmp_path, {other: bad, key: {"steps": torch.tensor(7), **{f"module.{k}": v for k, v in good.items()}}})
     with caplog.at_level(logging.INFO, logger="bssnet_zoo"):
-        model = bssnet_zoo.create_model("bssnet_t", num_classes=19, checkpoint_path=tmp_path / "both.pth")
+        model = bssnet_zoo.create_model("bssnet_t", num_classes=19, checkpoint_path=path)
     assert torch.equal(logits(model), expected)
-    assert f"taking the EMA weights, '{ema}'" in caplog.text
+    assert (f"taking the EMA weights, '{key}'" in caplog.text) == (key != "state_dict")
+    model = bssnet_zoo.create_model("bssnet_t", pretrained=True, pretrained_cfg_overlay=dict(file=str(path)))
+    assert torch.equal(logits(model), expected)
+
+
+def test_what_timm_saves_beside_the_weights(tmp_path):
+    """CheckpointSaver's arguments and metric."""
+    path = saved(tmp_path, {
+        "state_dict": filled("bssnet_t"), "args": argparse.Namespace(lr=0.1, size=(3, 4)), "metric": np.float32(0.7),
+        "best": np.float64(0.8), "epoch": np.int64(3), "done": np.bool_(True)})
+    assert len(read_checkpoint(path)) == len(filled("bssnet_t"))
+
+
+@pytest.mark.parametrize("meta", [
+    {"dataset_meta": {"classes": tuple("abcdefghijklmnopqrs"), "palette": [[i, 0, 9] for i in range(19)]}},
+    {"CLASSES": tuple("abcdefghijklmnopqrs"), "PALETTE": [[i, 0, 9] for i in range(19)]}])
+def test_mmsegmentations_names_of_the_classes(meta, tmp_path):
+    path = saved(tmp_path, {"state_dict": filled("bssnet_t"), "meta": meta})
+    bssnet_zoo.convert_checkpoint(path, tmp_path / "ours.safetensors")
+    for file in (path, tmp_path / "ours.safetensors"):
+        model = bssnet_zoo.create_model(None, checkpoint_path=file)
+        assert bssnet_zoo.class_info(model).names[:3] == ("a", "b", "c")
+        assert bssnet_zoo.class_info(model).palette[2] == (2, 0, 9)
+
+
+@pytest.mark.parametrize("meta", [3, {}, {"CLASSES": ("a",), "PALETTE": [[0, 0, 0]]}, {"dataset_meta": {"classes": 3}}])
+def test_names_that_do_not_count_the_classes(meta, tmp_path):
     model = bssnet_zoo.create_model(
-        "bssnet_t", pretrained=True, pretrained_cfg_overlay=dict(file=str(tmp_path / "both.pth")))
-    assert torch.equal(logits(model), expected)
+        None, checkpoint_path=saved(tmp_path, {"state_dict": filled("bssnet_t"), "meta": meta}))
+    assert bssnet_zoo.class_info(model).names[18] == "class_18"
 
 
 def test_native_files(variant, tmp_path):
@@ -118,6 +154,8 @@ def test_convert(tmp_path, published, expected):
     assert {t.dtype for t in load_file(tmp_path / "half.safetensors").values()} == {torch.float16, torch.int64}
     with pytest.raises(ValueError, match=r"must end in .safetensors, got .*out.pth"):
         bssnet_zoo.convert_checkpoint(published("bssnet_t"), tmp_path / "out.pth")
+    with pytest.raises(ValueError, match="dtype must be torch.float16, .* or None, got torch.int8"):
+        bssnet_zoo.convert_checkpoint(published("bssnet_t"), tmp_path / "new.safetensors", torch.int8)
     with pytest.raises(FileNotFoundError):
         bssnet_zoo.convert_checkpoint(tmp_path / "none.pth", tmp_path / "new.safetensors")
     assert sorted(p.name for p in tmp_path.iterdir()) == ["half.safetensors", "out.safetensors"]
@@ -161,6 +199,9 @@ class TestRefused:
 
     def test_missing(self, tmp_path):
         self.refuse(tmp_path / "none.pth", "checkpoint not found: .*none.pth", error=FileNotFoundError)
+        for name in ("best.ckpt", "runs/mine", "best.safetensors"):
+            with pytest.raises(FileNotFoundError, match=f"checkpoint not found: {name}, and no model has that name"):
+                open_model(name)
 
     @pytest.mark.parametrize("suffix", [".pth", ".safetensors"])
     def test_truncated(self, suffix, published, tmp_path):
@@ -188,10 +229,31 @@ class TestRefused:
                     r"is refused: .*more than tensors and plain containers \(posix.mkdir\)")
         assert not (tmp_path / "pwned").exists()
 
-    def test_mmengine_objects(self, tmp_path):
-        self.refuse(saved(tmp_path, {"state_dict": filled("bssnet_t"), "message_hub": Custom()}),
-                    r"is refused: .*test_checkpoints.Custom.*which can run code. Save its state_dict alone")
-        self.refuse(saved(tmp_path, {"state_dict": {}, "args": argparse.Namespace(lr=1)}), "argparse.Namespace")
+    @pytest.mark.parametrize(("key", "hint"), [("state_dict", "['state_dict']"), ("model", "['model']"), ("net", "")])
+    def test_other_objects(self, key, hint, tmp_path):
+        self.refuse(saved(tmp_path, {key: filled("bssnet_t"), "message_hub": Custom()}), re.escape(
+            "(test_checkpoints.Custom), which can run code. Save its tensors alone where you trust it: "
+            f"torch.save(torch.load(f, weights_only=False){hint}, g)"))
+
+    @pytest.mark.parametrize(("tensor", "kind"), [
+        (torch.zeros(3).to(torch.float8_e4m3fn), "a torch.strided, torch.float8_e4m3fn"),
+        (torch.zeros(3, dtype=torch.complex64), "a torch.strided, torch.complex64"),
+        (torch.zeros(3).to_sparse(), "a torch.sparse_coo, torch.float32"),
+        (torch.zeros(3, device="meta"), "a meta"),
+        (torch.quantize_per_tensor(torch.zeros(3), 0.1, 0, torch.qint8), "a torch.strided, torch.qint8"),
+    ])
+    def test_tensors_without_plain_numbers(self, tensor, kind, tmp_path):
+        more = {**filled("bssnet_t"), "decode_head.conv_seg.bias": tensor}
+        self.refuse(saved(tmp_path, more), f"decode_head.conv_seg.bias is {kind} tensor: save it as a dense one")
+
+    def test_a_dict_in_itself(self, tmp_path):
+        checkpoint = {}
+        checkpoint["state_dict"] = checkpoint
+        self.refuse(saved(tmp_path, checkpoint), "no names of a BSSNet or PIDNet in this checkpoint: it has no tensors")
+
+    def test_two_networks(self, tmp_path):
+        both = {f"{name}.{k}": v for k, v in filled("bssnet_t").items() for name in ("teacher", "student")}
+        self.refuse(saved(tmp_path, both), "2 networks in this checkpoint, named student., teacher.: save the one")
 
     def test_old_format_pickle(self, tmp_path):
         path = tmp_path / "old.pth"

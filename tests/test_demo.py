@@ -22,7 +22,7 @@ from bssnet_zoo.demo import runtime, site
 from bssnet_zoo.demo.server import SiteServer
 from bssnet_zoo.demo.site import write_site
 from bssnet_zoo.files import sha256
-from bssnet_zoo.models.notes import note_classes
+from bssnet_zoo.models.metadata import class_metadata
 
 TOOLS = Path(__file__).parent / "page"
 PAGE = Path(site.__file__).parent / "page"
@@ -171,7 +171,7 @@ def test_models_and_checkpoints_come_with_their_classes(tmp_path, monkeypatch, c
     assert all(classes.names == CAMVID.names for _, classes in given[0])
     mine = ClassInfo(("sky", "road", "car"), ((1, 2, 3), (4, 5, 6), (7, 8, 9)))
     save_file(bssnet_zoo.create_model("bssnet_t", num_classes=3).state_dict(), tmp_path / "mine.safetensors",
-              metadata={**note_classes(mine), "input_size": "[64, 96]"})
+              metadata={**class_metadata(mine), "input_size": "[64, 96]"})
     assert main(["demo", "--checkpoint", str(tmp_path / "mine.safetensors"), *out]) == 0
     assert given[1] == [("bssnet_t", mine)]
     (tmp_path / "two").mkdir()

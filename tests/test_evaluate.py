@@ -17,7 +17,7 @@ from bssnet_zoo.cli import evaluate as eval_cli
 from bssnet_zoo.data import CAMVID, CITYSCAPES, ClassInfo, EvalTransform, SegmentationDataset, open_dataset
 from bssnet_zoo.evaluation.accuracy import evaluate, multi_scale_probabilities, sliding_window_logits
 from bssnet_zoo.models import WEIGHTS
-from bssnet_zoo.models.notes import note_classes
+from bssnet_zoo.models.metadata import class_metadata
 from bssnet_zoo.training.recipes import RECIPES, save_recipe
 
 
@@ -224,7 +224,7 @@ class TestCommand:
         sizes, classes = [], ClassInfo(("sky", "road", "car"), CAMVID.palette[:3])
         monkeypatch.setattr(eval_cli, "evaluate", lambda model, dataset, **_: sizes.append(dataset.transform.size))
         model = bssnet_zoo.create_model("bssnet_t", num_classes=3)
-        for name, notes in (("mine", {**note_classes(classes), "input_size": "[64, 128]"}), ("bare", {})):
+        for name, notes in (("mine", {**class_metadata(classes), "input_size": "[64, 128]"}), ("bare", {})):
             save_file(model.state_dict(), tmp_path / f"{name}.safetensors", metadata=notes)
             for size in ([], ["--size", "48"], ["--size", "full"]):
                 arguments = ["--checkpoint", str(tmp_path / f"{name}.safetensors"), "--data", folder, *size]

@@ -25,7 +25,7 @@ from bssnet_zoo.data.images import read_image
 from bssnet_zoo.deployment.export import export_model
 from bssnet_zoo.deployment.exported import OPENERS, open_torchscript
 from bssnet_zoo.models.checkpoints import read_checkpoint
-from bssnet_zoo.models.notes import read_notes
+from bssnet_zoo.models.metadata import read_metadata
 from bssnet_zoo.models.weights import ASSETS
 from bssnet_zoo.training import RECIPES, train
 from bssnet_zoo.training.loop import warmup_iterations
@@ -42,7 +42,7 @@ def best(finished, tmp_path_factory):
 
 class TestAModelKnowsItsClasses:
     def test_notes(self, best):
-        notes = read_notes(best)
+        notes = read_metadata(best)
         assert json.loads(notes["class_names"]) == ["sky", "road", "car"]
         assert json.loads(notes["input_size"]) == [64, 96] and notes["architecture"] == "bssnet_t"
 
@@ -77,7 +77,7 @@ class TestAModelKnowsItsClasses:
 
     def test_convert_and_export(self, best, tmp_path):
         assert main(["convert", str(best), str(tmp_path / "half.safetensors")]) == 0
-        assert read_notes(tmp_path / "half.safetensors") == read_notes(best)
+        assert read_metadata(tmp_path / "half.safetensors") == read_metadata(best)
         path = tmp_path / "mine.torchscript"
         assert main(["export", "--checkpoint", str(tmp_path / "half.safetensors"), "--format", "torchscript", "--out",
                      str(path), "--size", "64x96"]) == 0

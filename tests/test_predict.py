@@ -290,7 +290,7 @@ class TestCommandLine:
         assert [p.name for p in tmp_path.iterdir()] == ["empty"]
 
     @pytest.mark.parametrize("verb", [
-        [], ["predict"], ["list"], ["convert"], ["data"], ["train"], ["eval"], ["bench"], ["publish"], ["verify"]])
+        [], ["predict"], ["list"], ["convert"], ["data"], ["train"], ["eval"], ["bench"], ["publish"]])
     def test_help(self, verb, capsys):
         with pytest.raises(SystemExit) as stop:
             main([*verb, "--help"])

@@ -12,14 +12,14 @@ from typing import NoReturn
 
 from ..training.interrupt import ENDS
 from ..version import __version__
-from . import bench, convert, data, demo, evaluate, export, predict, publish, train, verify
+from . import bench, convert, data, demo, evaluate, export, predict, publish, train
 from . import list as list_
 
 __all__ = ["build_parser", "main"]
 
 _logger = logging.getLogger(__name__)
 
-VERBS = (predict, list_, convert, data, train, evaluate, bench, export, demo, publish, verify)
+VERBS = (predict, list_, convert, data, train, evaluate, bench, export, demo, publish)
 
 
 class Parser(argparse.ArgumentParser):

@@ -20,7 +20,7 @@ from ..inference.prediction import Prediction
 from ..inference.predictor import Predictor
 from ..inference.runner import BACKENDS
 from ..inference.video import VideoOptions, check_smooth
-from ..models import create_trained_model
+from ..models import open_model
 from ..models.weights import checkpoint_config
 from .options import Verbs, image_size
 
@@ -101,7 +101,7 @@ def create_predictor(args: argparse.Namespace, device: str | None) -> Predictor:
     if args.checkpoint and (args.model or args.num_classes):
         if is_exported(args.checkpoint):
             raise ValueError(f"{args.checkpoint} knows its model and classes: leave out --model and --num-classes")
-        model = create_trained_model(args.model, args.checkpoint, args.num_classes).to(parse_device(device))
+        model = open_model(args.model, args.checkpoint, args.num_classes).to(parse_device(device))
     predictor = Predictor(model, device, args.precision, args.backend, args.size)
     if args.checkpoint and args.size is None and not is_exported(args.checkpoint):
         warn_of_unknown_size(args.checkpoint, predictor)

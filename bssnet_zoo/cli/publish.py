@@ -23,8 +23,8 @@ def add_parser(verbs: Verbs) -> None:
     parser.add_argument("--image", metavar="FILE", help="sample image for the card (default: a street)")
     parser.add_argument("--private", action="store_true", help="make the new repository private")
     parser.add_argument("--revision", metavar="BRANCH", help="branch to upload to (default: main)")
-    parser.add_argument("--dry-run", action="store_true", help="show what would change, upload nothing")
-    parser.add_argument("--out", metavar="DIR", help="keep the files there, to look at")
+    parser.add_argument("--dry-run", action="store_true", help="write the files, upload nothing")
+    parser.add_argument("--out", metavar="DIR", help="keep the files there, to look at: a new or empty folder")
     parser.set_defaults(run=run)
 
 

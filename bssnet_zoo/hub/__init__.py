@@ -2,7 +2,7 @@
 
 - `staging`: writes the repository to a folder.
 - `model_card`: its README.md.
-- `upload`: what it would change on the Hub, and the upload.
+- `upload`: puts it on the Hub.
 """
 from .staging import stage
 from .upload import Publication, publish

@@ -79,7 +79,7 @@ class Provenance:
         license_name: Name of a licence that is ``other``.
         metrics: What was measured on it, in %: ``miou``, maybe ``pixel_accuracy`` and ``iou`` of each class.
         split: The split it was measured on.
-        size: (height, width) of the images it was measured on, if not their own.
+        size: What images are resized to, (height, width) or the shorter side; None for their own size.
         precision: The precision it was measured with.
         sample_source: Where the sample image comes from, a sentence.
         trained_on: All data sets, if there were others than ``dataset``.
@@ -93,14 +93,14 @@ class Provenance:
     license_name: str | None = None
     metrics: dict = field(default_factory=dict)
     split: str | None = None
-    size: tuple[int, int] | None = None
+    size: tuple[int, ...] | None = None
     precision: str = "float32"
     sample_source: str = ""
     trained_on: str = ""
 
     def eval_command(self, repo_id: str) -> str:
         split = f" --split {self.split}" if self.split else ""
-        size = " --size {}x{}".format(*self.size) if self.size else " --size full"
+        size = " --size " + "x".join(map(str, self.size)) if self.size else " --size full"
         precision = f" --precision {self.precision}" if self.precision != "float32" else ""
         return f"bssnet-zoo eval --model hf-hub:{repo_id} --data {self.data}{split}{size}{precision}"
 
@@ -129,7 +129,9 @@ def _card_data(repo_id: str, architecture: str, provenance: Provenance) -> Model
 
 
 def _table(header: list[str], rows: list[list[str]]) -> str:
-    return "\n".join(f"| {' | '.join(row)} |" for row in (header, ["---"] * len(header), *rows))
+    lines = [[" ".join(cell.split()).replace("|", r"\|").replace("<", "&lt;") for cell in row]  # names may be anything
+             for row in (header, ["---"] * len(header), *rows)]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 
 def _classes(classes: ClassInfo, iou: dict[str, float]) -> str:

@@ -3,12 +3,14 @@ import json
 import os
 import re
 import shutil
+import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import timm
+import yaml
 from huggingface_hub.utils import validate_repo_id
 from timm.models import get_pretrained_cfg, is_model_pretrained, split_model_name_tag
 from timm.models._hub import save_config_for_hf
@@ -16,21 +18,23 @@ from timm.models._hub import save_config_for_hf
 from ..data.classes import CAMVID, ClassInfo
 from ..data.datasets import dataset_classes
 from ..data.images import ImageLike
-from ..files import atomic_path, sha256
+from ..files import atomic_path, parse_yaml, sha256
 from ..inference.predictor import predict
-from ..models import BSSNet, convert_checkpoint, create_model, list_models, read_checkpoint
+from ..models import convert_checkpoint, create_model, list_models
 from ..models.bssnet import as_bssnet
-from ..models.checkpoints import checkpoint_num_classes, is_plain_sum
-from ..models.notes import noted_classes, noted_config, read_notes
-from ..models.weights import ASSETS, HUB_FILENAME, WEIGHTS, hub_id
+from ..models.checkpoints import Checkpoint, checkpoint_num_classes, open_checkpoint
+from ..models.metadata import metadata_classes, metadata_config
+from ..models.weights import ASSETS, CONFIG, HUB_FILENAME, WEIGHTS, hub_id
 from ..training.recipes import Recipe, parse_recipe
 from .model_card import Provenance, model_card
 
 __all__ = ["save_configs", "stage"]
 
-STREET = ASSETS / "street.png"
 CAMVID_LICENSE = ASSETS / "LICENSE-camvid.md"
 TRANSFORMERS = dict(model_type="bssnet", architectures=["BSSNetForSemanticSegmentation"])  # timm reads over these
+PUBLIC_METADATA = (
+    "architecture", "class_names", "palette", "input_size", "mean", "std", "recipe", "iteration", "miou", "split",
+    "size", "precision")
 DATASET_NAMES = {"camvid": "CamVid", "cityscapes": "Cityscapes", "nightcity": "NightCity"}
 
 
@@ -55,11 +59,11 @@ def _zoo_provenance(name: str) -> Provenance:
         trained_on=weights.data)
 
 
-def _own_weights(checkpoint: Path, data: str | None, license: str | None) -> tuple[ClassInfo, Provenance]:
-    notes, found = read_notes(checkpoint), checkpoint_num_classes(read_checkpoint(checkpoint))
-    noted = noted_classes(notes, checkpoint)
-    recipe = parse_recipe(notes["recipe"], checkpoint) if "recipe" in notes else None
-    if noted and recipe and data is None:
+def _own_weights(checkpoint: Checkpoint, data: str | None, license: str | None) -> tuple[ClassInfo, Provenance]:
+    metadata, found = checkpoint.metadata, checkpoint_num_classes(checkpoint.tensors)
+    named = metadata_classes(metadata, checkpoint.path)
+    recipe = parse_recipe(metadata["recipe"], checkpoint.path) if "recipe" in metadata else None
+    if named and recipe and data is None:
         data = recipe.data
     if data is None:
         raise ValueError("say what the checkpoint was trained on, for the names and colours of its classes: data is "
@@ -67,16 +71,15 @@ def _own_weights(checkpoint: Path, data: str | None, license: str | None) -> tup
     if license is None:
         raise ValueError("say under which licence you publish the checkpoint: license is apache-2.0 or another one of "
                          "https://huggingface.co/docs/hub/repositories-licenses")
-    classes = noted or dataset_classes(data)
+    classes = named or dataset_classes(data)
     if found != len(classes.names):
-        raise ValueError(f"{checkpoint} has {found or 'no'} classes, {data} has {len(classes.names)}")
-    return classes, _own_provenance(notes, recipe, data, license)
+        raise ValueError(f"{checkpoint.path} has {found or 'no'} classes, {data} has {len(classes.names)}")
+    return classes, _own_provenance(metadata, recipe, data, license)
 
 
-def _own_provenance(notes: Mapping[str, str], recipe: Recipe | None, data: str, license: str) -> Provenance:
+def _own_provenance(metadata: Mapping[str, str], recipe: Recipe | None, data: str, license: str) -> Provenance:
     kind, _, root = data.partition(":")
-    dataset = DATASET_NAMES.get(kind) or Path(root).expanduser().resolve().name
-    size = [int(digits) for digits in re.findall(r"\d+", notes.get("size", ""))]
+    dataset = DATASET_NAMES.get(kind) or " ".join(Path(root).expanduser().resolve().name.split())
     start = f"{recipe.model}.{recipe.init}" if recipe else ""
     started = ""
     if is_model_pretrained(start):
@@ -84,61 +87,48 @@ def _own_provenance(notes: Mapping[str, str], recipe: Recipe | None, data: str, 
         started = f", starting from {start}{terms}"
     elif recipe and recipe.init:
         started = ", starting from other weights"  # a path of the publisher's machine is nobody's business
-    seen = recipe is not None and "split" in notes and recipe.trains_on(recipe.data, notes["split"])
+    seen = recipe is not None and "split" in metadata and recipe.trains_on(recipe.data, metadata["split"])
+    try:
+        metrics = {"miou": round(100 * float(metadata["miou"]), 2)} if "miou" in metadata and not seen else {}
+    except ValueError:
+        metrics = {}  # of a tool that isn't ours
     return Provenance(
         dataset=dataset, dataset_id="-".join(dataset.lower().split()), data=f"{kind}:DIR",
-        training=f"on {dataset}{started}, by the publisher of this repository", license=license,
-        metrics={"miou": round(100 * float(notes["miou"]), 2)} if "miou" in notes and not seen else {},
-        split=notes.get("split"), size=(size[0], size[1]) if size else None,
-        precision=notes.get("precision", "float32"))
+        training=f"on {dataset}{started}, by the publisher of this repository", license=license, metrics=metrics,
+        split=metadata.get("split"), size=tuple(map(int, re.findall(r"\d+", metadata.get("size", "")))) or None,
+        precision=metadata.get("precision", "float32"))
 
 
-def _stage_zoo_weights(name: str, checkpoint: Path | None, target: Path) -> None:
+def _public(metadata: Mapping[str, str]) -> dict[str, str]:
+    """Metadata of ours, without the folders of the machine that trained."""
+    public = {key: metadata[key] for key in PUBLIC_METADATA if key in metadata}
+    if "recipe" in public:
+        recipe = {key: [*map(_file_name, value)] if isinstance(value, list) else _file_name(value)
+                  for key, value in parse_yaml(public["recipe"]).items()}
+        public["recipe"] = yaml.safe_dump(recipe, sort_keys=False)
+    return public
+
+
+def _file_name(value: Any) -> Any:
+    """``folder:mine`` of ``folder:/home/me/mine``; names of the Hub and of encoders have slashes too, and stay."""
+    if not isinstance(value, str) or value.startswith(("hf-hub:", "smp:")):
+        return value
+    return re.sub(r"^([a-z]+:)?.*[/\\](?=.)", r"\1", value.rstrip("/\\"))
+
+
+def _copy_zoo_weights(name: str, checkpoint: Path | None, target: Path) -> None:
     source, expected = checkpoint or WEIGHTS[name].path, WEIGHTS[name].sha256
     if not source.is_file():
         raise FileNotFoundError(f"weights not found: {source}")
     found = sha256(source)
     if found != expected:
         raise ValueError(f"{name} is pinned to sha256 {expected}, {source} has {found}: publish it under another tag")
+    _copy(source, target)
+
+
+def _copy(source: Path, target: Path) -> None:
     with atomic_path(target) as temporary:
         shutil.copyfile(source, temporary)
-
-
-def _save_config(
-        name: str,
-        classes: ClassInfo,
-        size: Sequence[int] | None,
-        license: str,
-        path: Path,
-        model_args: dict[str, Any],
-) -> dict[str, Any]:
-    """Writes timm's config.json with names and colours of the classes. Returns the pretrained config."""
-    architecture, tag = split_model_name_tag(name)
-    cfg = get_pretrained_cfg(name if name in WEIGHTS else architecture)
-    overlay = dict(
-        tag=tag, num_classes=len(classes.names), license=license,
-        label_names=None, label_descriptions=None)  # once in the file, at the top, where others look for them
-    if size is not None:
-        overlay["input_size"] = (3, *size)
-    if name not in WEIGHTS:
-        overlay["description"] = None
-    model = as_bssnet(create_model(
-        architecture, num_classes=len(classes.names), pretrained_cfg=cfg,
-        pretrained_cfg_overlay=overlay, device="meta", **model_args))
-    with atomic_path(path) as temporary:
-        save_config_for_hf(
-            model, str(temporary), model_config={**classes.config, **TRANSFORMERS}, model_args=model_args)
-    return model.pretrained_cfg
-
-
-def _save_preprocessor(cfg: dict[str, Any], path: Path) -> None:
-    """Writes what happens to an image before the network, in the words of transformers' image processors."""
-    facts = dict(
-        do_convert_rgb=True, do_resize=True, size={"shortest_edge": min(cfg["input_size"][1:])}, resample=2,
-        do_rescale=True, rescale_factor=1 / 255, do_normalize=True, image_mean=cfg["mean"], image_std=cfg["std"],
-        image_processor_type="BSSNetImageProcessor")
-    with atomic_path(path) as temporary:
-        temporary.write_text(json.dumps(facts, indent=2) + "\n")
 
 
 def save_configs(
@@ -147,7 +137,6 @@ def save_configs(
         size: Sequence[int] | None,
         license: str,
         folder: Path,
-        **model_args: Any,
 ) -> None:
     """Writes the ``config.json`` of timm and transformers, and ``preprocessor_config.json``.
 
@@ -157,24 +146,27 @@ def save_configs(
         size: (height, width) that the network should see; None for the model's.
         license: An identifier of the Hub.
         folder: Where to.
-        **model_args: Further arguments of the model, that JSON can hold.
     """
-    cfg = _save_config(name, classes, size, license, folder / "config.json", model_args)
-    _save_preprocessor(cfg, folder / "preprocessor_config.json")
-
-
-def _save_pictures(model: BSSNet, image: ImageLike, folder: Path) -> None:
-    prediction = predict(model, image, size=min(model.pretrained_cfg["input_size"][1:]))
-    for name, picture in (("sample.png", prediction.image), ("overlay.png", prediction.overlay())):
-        with atomic_path(folder / name) as temporary:
-            picture.save(temporary)
-
-
-def _is_staged(folder: Path) -> bool:
-    """Whether an earlier `stage` wrote there; transformers leaves the same files, and its version."""
-    config = folder / "config.json"
-    return (folder / "preprocessor_config.json").exists() and not (
-        config.exists() and "transformers_version" in config.read_text(encoding="utf-8"))
+    architecture, tag = split_model_name_tag(name)
+    overlay: dict[str, Any] = dict(
+        tag=tag, num_classes=len(classes.names), license=license,
+        label_names=None, label_descriptions=None)  # once in the file, at the top, where others look for them
+    if size is not None:
+        overlay["input_size"] = (3, *size)
+    if name not in WEIGHTS:
+        overlay["description"] = None
+    model = as_bssnet(create_model(
+        architecture, num_classes=len(classes.names), device="meta", pretrained_cfg_overlay=overlay,
+        pretrained_cfg=get_pretrained_cfg(name if name in WEIGHTS else architecture)))
+    with atomic_path(folder / CONFIG) as temporary:
+        save_config_for_hf(model, str(temporary), model_config={**classes.config, **TRANSFORMERS})
+    cfg = model.pretrained_cfg
+    preprocessing = dict(  # in the words of transformers' image processors
+        do_convert_rgb=True, do_resize=True, size={"shortest_edge": min(cfg["input_size"][1:])}, resample=2,
+        do_rescale=True, rescale_factor=1 / 255, do_normalize=True, image_mean=cfg["mean"], image_std=cfg["std"],
+        image_processor_type="BSSNetImageProcessor")
+    with atomic_path(folder / "preprocessor_config.json") as temporary:
+        temporary.write_text(json.dumps(preprocessing, indent=2) + "\n")
 
 
 def stage(
@@ -194,7 +186,7 @@ def stage(
     Args:
         name: ``model.tag``, the name to publish under.
         organization: Organisation or user of the Hub.
-        folder: The folder to write to.
+        folder: The folder to write to, new or empty.
         checkpoint: Your weights, which need ``data`` and ``license`` too; None for the zoo's own.
         data: What the checkpoint was trained on, as for ``bssnet-zoo train``: gives names and colours of the classes.
         license: Licence of the checkpoint, an identifier of the Hub.
@@ -205,47 +197,52 @@ def stage(
         Names of the files.
 
     Raises:
-        ValueError: A name that can't be published, a checkpoint without data or licence or with other classes, what
-            `convert_checkpoint` refuses.
+        ValueError: A name that can't be published, a checkpoint without data or licence or with other classes, a
+            folder with files in it, what `convert_checkpoint` refuses.
         FileNotFoundError: No such checkpoint or image.
 
     Example:
         >>> stage("bssnet_t.camvid", "YOU", "staged")[:3]
         ['LICENSE.md', 'README.md', 'config.json']
     """
-    model_args: dict[str, Any] = {}
-    folder, checkpoint = Path(folder), None if checkpoint is None else Path(checkpoint)
-    repo_id = _check_name(name, organization, checkpoint)
-    if checkpoint is not None and checkpoint.resolve() == (folder / HUB_FILENAME).resolve():
-        raise ValueError(f"{checkpoint} would be overwritten: choose another folder")
-    if not _is_staged(folder):
-        for file in ("README.md", "config.json", HUB_FILENAME):
-            if (folder / file).exists():
-                raise ValueError(f"{folder / file} is there and was not staged: choose an empty folder")
-    if name in WEIGHTS:
-        if data or license or size:
-            raise ValueError(f"{name} is the zoo's own: data, license and size are for another tag with a checkpoint")
-        classes, provenance = CAMVID, _zoo_provenance(name)
-        _stage_zoo_weights(name, checkpoint, folder / HUB_FILENAME)
-    else:
-        assert checkpoint is not None  # `_check_name` refuses that
-        classes, provenance = _own_weights(checkpoint, data, license)
-        convert_checkpoint(checkpoint, folder / HUB_FILENAME)
-        if is_plain_sum(read_checkpoint(checkpoint)):
-            model_args["weighted"] = False
-    if image is None:
-        provenance = replace(provenance, sample_source="It is a frame of CamVid's test split, for research only.")
-    size = size or provenance.size
-    if size is None and checkpoint is not None:  # validated at the images' own size: what it was trained for
-        size = noted_config(read_notes(checkpoint), checkpoint).get("input_size", ())[1:] or None
-    save_configs(name, classes, size, provenance.license, folder, **model_args)
-    model = as_bssnet(timm.create_model(f"local-dir:{folder}", pretrained=True)).eval()
-    _save_pictures(model, STREET if image is None else image, folder)
-    with atomic_path(folder / "README.md") as temporary:
-        model_card(model, repo_id, folder / HUB_FILENAME, provenance).save(temporary)
-    copies = {"LICENSE.md": CAMVID_LICENSE, "failures.jpg": ASSETS / f"{name}.failures.jpg"} if name in WEIGHTS else {}
-    for file, source in copies.items():
-        with atomic_path(folder / file) as temporary:
-            shutil.copyfile(source, temporary)
-    made = ["README.md", "config.json", HUB_FILENAME, "overlay.png", "preprocessor_config.json", "sample.png"]
-    return sorted([*copies, *made])
+    folder, path = Path(folder), None if checkpoint is None else Path(checkpoint)
+    repo_id = _check_name(name, organization, path)
+    if folder.exists() and not folder.is_dir() or folder.is_dir() and any(folder.iterdir()):
+        raise ValueError(f"{folder} is there and not empty: choose another folder, or remove it")
+    if name in WEIGHTS and (data or license or size):
+        raise ValueError(f"{name} is the zoo's own: data, license and size are for another tag with a checkpoint")
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix=".staged-", dir=folder.parent) as staged:
+        work = Path(staged)
+        if name in WEIGHTS:
+            classes, provenance = CAMVID, _zoo_provenance(name)
+            _copy_zoo_weights(name, path, work / HUB_FILENAME)
+            _copy(CAMVID_LICENSE, work / "LICENSE.md")
+            _copy(ASSETS / f"{name}.failures.jpg", work / "failures.jpg")
+            size = provenance.size
+        else:
+            assert path is not None  # `_check_name` refuses that
+            own = open_checkpoint(path)
+            classes, provenance = _own_weights(own, data, license)
+            convert_checkpoint(own._replace(metadata=_public(own.metadata)), work / HUB_FILENAME)
+            measured = provenance.size if provenance.size and len(provenance.size) == 2 else None
+            # validated at the images' own size: what it was trained for
+            size = size or measured or metadata_config(own.metadata, path).get("input_size", ())[1:] or None
+            if not provenance.metrics:
+                provenance = replace(provenance, size=None if size is None else tuple(size))
+        save_configs(name, classes, size, provenance.license, work)
+        model = as_bssnet(timm.create_model(f"local-dir:{work}", pretrained=True)).eval()
+        if image is None:
+            image = ASSETS / "street.png"
+            provenance = replace(provenance, sample_source="It is a frame of CamVid's test split, for research only.")
+        prediction = predict(model, image, size=min(model.pretrained_cfg["input_size"][1:]))
+        for file, picture in (("sample.png", prediction.image), ("overlay.png", prediction.overlay())):
+            with atomic_path(work / file) as temporary:
+                picture.save(temporary)
+        with atomic_path(work / "README.md") as temporary:
+            model_card(model, repo_id, work / HUB_FILENAME, provenance).save(temporary)
+        folder.mkdir(exist_ok=True)
+        files = sorted(os.listdir(work))
+        for file in files:
+            shutil.move(work / file, folder / file)
+    return files

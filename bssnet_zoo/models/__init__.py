@@ -2,15 +2,15 @@
 
 - `bssnet`: the whole network, from blocks to entry points.
 - `factory`: `create_model` and `list_models`.
-- `weights`: where pretrained weights come from; `verify` hashes them again.
+- `weights`: where pretrained weights come from.
 - `checkpoints`: files of any known naming; `widen` makes a B of a T.
-- `notes`: what a checkpoint says of itself.
+- `metadata`: what a checkpoint says of itself.
 - `classes`: names and colours of a model's classes. `summary`: parameters and multiply-adds.
 - `smp`: networks of others on encoders of timm, to be teachers and peers.
 """
 from .bssnet import BSSNet, BSSNetOutput, bssnet_b, bssnet_t
 from .checkpoints import convert_checkpoint, load_checkpoint, read_checkpoint
-from .factory import create_model, create_trained_model, list_models, open_model
+from .factory import create_model, list_models, open_model
 from .weights import WEIGHTS
 
 __all__ = [
@@ -21,7 +21,6 @@ __all__ = [
     "bssnet_t",
     "convert_checkpoint",
     "create_model",
-    "create_trained_model",
     "list_models",
     "load_checkpoint",
     "open_model",

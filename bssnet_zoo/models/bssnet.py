@@ -507,10 +507,8 @@ def _pidnet_cfg(filename: str) -> dict[str, Any]:
 
 
 default_cfgs = generate_default_cfgs({
-    "bssnet_t.camvid": _camvid_cfg("bssnet_t.camvid"),
-    "bssnet_t.street": _camvid_cfg("bssnet_t.street"),
+    **{name: _camvid_cfg(name) for name in WEIGHTS},
     "bssnet_t.pidnet_in1k": _pidnet_cfg("pidnet-s_imagenet1k_20230306-715e6273.pth"),
-    "bssnet_b.camvid": _camvid_cfg("bssnet_b.camvid"),
     "bssnet_b.pidnet_in1k": _pidnet_cfg("pidnet-m_imagenet1k_20230306-39893c52.pth"),
 })
 

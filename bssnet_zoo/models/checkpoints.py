@@ -1,43 +1,49 @@
 """Checkpoints of others: read the file, recognise its naming, rename to ours, and load all of it or nothing.
 
 Recognised by their names: our own files; a published BSSNet (MMSegmentation: ``backbone.*``, ``decode_head.*``,
-``auxiliary_head.*``); the trunk of a PIDNet, in MMSegmentation's naming or that of the original release.
+``auxiliary_head.*``); the trunk of a PIDNet, in MMSegmentation's naming or that of the original release. Wrappers of
+compilers and trainers around the network (``module.``, ``model._orig_mod.``) are looked through.
 """
+import argparse
+import json
 import logging
 import os
 import pickle
 import re
 import struct
-from collections.abc import Iterable
+from collections.abc import Collection
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
-from torch import nn
 
 from ..files import atomic_path
-from .notes import read_notes
-
-if TYPE_CHECKING:
-    from .bssnet import BSSNet
+from .metadata import read_metadata
 
 __all__ = ["checkpoint_filter_fn", "convert_checkpoint", "load_checkpoint", "read_checkpoint", "read_state_dict"]
 
 _logger = logging.getLogger(__name__)
 
 WIDTHS = {32: "bssnet_t", 64: "bssnet_b"}
+FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+INTEGERS = (torch.bool, torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64)
 StateDict = dict[str, torch.Tensor]
 
-UMF_WEIGHTS = "decoder.fuse.attention."
-EMA_COPIES = ("state_dict_ema", "model_ema", "ema_state_dict")
+EMA_COPIES = ("state_dict_ema", "model_ema")  # mmengine's ema_state_dict is the raw copy: its hook swaps the two
 PLAIN_COPIES = ("state_dict", "model")
-WRAPPER_PREFIXES = ("_orig_mod.", "module.")
 READ_ERRORS = (  # what damaged files make of the readers
     SafetensorError, pickle.UnpicklingError, RuntimeError, EOFError, OSError, ValueError, TypeError, LookupError,
     AttributeError, struct.error)
-BOOKKEEPING = re.compile(r"(steps|n_averaged|data_preprocessor\..*)$")
+SCALAR = np.float64(0).__reduce__()[0]
+PLAIN_OBJECTS: list[Any] = [  # that timm's files have beside tensors, and that can't run code
+    argparse.Namespace, SCALAR, (SCALAR, "numpy.core.multiarray.scalar"), (SCALAR, "numpy._core.multiarray.scalar"),
+    np.dtype, *{type(np.dtype(kind)) for kind in "?bhilqBHILQefdSU"}]
+WRAPPERS = re.compile(r"(?<![^.])(?:_orig_mod|module|_fsdp_wrapped_module|_checkpoint_wrapped_module)\.")
+FIRST_CONV = re.compile(r"(.*?)(?:backbone\.)?(?:stem\.0\.conv|conv1\.0)\.weight")
+NO_WEIGHTS = re.compile(r"(.*\.)?(loss|criterion|metric)\w*\.|(steps|n_averaged)$|data_preprocessor\.")
 TRAINING_HEADS = ("border_head.", "spatial_head.", "fcn_heads.")
 CLASSIFIERS = ("head.classifier", "fcn_heads.0.classifier", "fcn_heads.1.classifier")  # with training heads
 TRUNK = ("stem.", "stages.")
@@ -97,6 +103,14 @@ PIDNET_NAMES = [
 ]
 
 
+class Checkpoint(NamedTuple):
+    """A file that has been read: its tensors under our names, and what it says of itself (`metadata`)."""
+
+    path: str | os.PathLike
+    tensors: StateDict
+    metadata: dict[str, str]
+
+
 def _rename(state_dict: StateDict, names: list) -> StateDict:
     renamed = {}
     for name, tensor in state_dict.items():
@@ -106,7 +120,7 @@ def _rename(state_dict: StateDict, names: list) -> StateDict:
     return renamed
 
 
-def _few(names: Iterable[str]) -> str:
+def _few(names: Collection[str]) -> str:
     names = sorted(names)
     return ", ".join(names[:4]) + (f" and {len(names) - 4} more" if len(names) > 4 else "")
 
@@ -116,10 +130,13 @@ def _refuse_pickle(path: Path, error: Exception) -> ValueError:
         needs = ", ".join(torch.serialization.get_unsafe_globals_in_checkpoint(str(path)))
     except ValueError:  # only zip files can be listed
         needs = ", ".join(re.findall(r"GLOBAL (\S+)", str(error))) or "unknown objects"
+    with path.open("rb") as file:
+        start = file.read(1 << 24)
+    keys = [key for key in PLAIN_COPIES if b"X" + struct.pack("<I", len(key)) + key.encode() in start]
     return ValueError(
         f"{path} is refused: to unpickle it takes more than tensors and plain containers ({needs}), which can run "
-        "code. Save its state_dict alone where you trust it (mmengine's and mmcv's files: "
-        "torch.save(torch.load(f, weights_only=False)['state_dict'], g))")
+        "code. Save its tensors alone where you trust it: "
+        f"torch.save(torch.load(f, weights_only=False){f'[{keys[0]!r}]' if keys else ''}, g)")
 
 
 def _is_safetensors(path: Path) -> bool:
@@ -135,8 +152,8 @@ def _read_file(path: Path) -> Any:
     try:
         if _is_safetensors(path):
             return load_file(path)
-        with path.open("rb") as file:  # by the file's name torch would judge what it is
-            return torch.load(file, map_location="cpu", weights_only=True)
+        with path.open("rb") as file, torch.serialization.safe_globals(PLAIN_OBJECTS):
+            return torch.load(file, map_location="cpu", weights_only=True)  # by a file's name it would judge its kind
     except pickle.UnpicklingError as error:
         if "Unsupported operand" in str(error):  # not an instruction of any pickle that torch.save writes
             raise ValueError(f"{path} is not a checkpoint, or damaged") from error
@@ -147,39 +164,33 @@ def _read_file(path: Path) -> Any:
 
 
 def _unwrap(checkpoint: Any, source: object) -> StateDict:
-    if not isinstance(checkpoint, dict):
-        raise ValueError(f"{source} holds {type(checkpoint).__name__}, expected a dict of tensors")
-    copies = [key for key in EMA_COPIES + PLAIN_COPIES if isinstance(checkpoint.get(key), dict)]
-    if copies:
-        if copies[0] in EMA_COPIES:
-            _logger.info("%s: taking the EMA weights, '%s'", source, copies[0])
-        return _unwrap(checkpoint[copies[0]], source)
-    state_dict = {}
-    for name, tensor in checkpoint.items():
-        if not isinstance(tensor, torch.Tensor) or not isinstance(name, str):
-            continue
-        while name.startswith(WRAPPER_PREFIXES):
-            name = name.split(".", 1)[1]
-        if not BOOKKEEPING.match(name):
-            _check_tensor(name, tensor, source)
-            state_dict[name] = tensor
-    return state_dict
+    """The tensors of what was in a file."""
+    for _ in range(5):  # not for ever: a dict may hold itself
+        if not isinstance(checkpoint, dict):
+            raise ValueError(f"{source} holds {type(checkpoint).__name__}, expected a dict of tensors")
+        key = next((key for key in EMA_COPIES + PLAIN_COPIES if isinstance(checkpoint.get(key), dict)), None)
+        if key is None:
+            break
+        if key in EMA_COPIES:
+            _logger.info("%s: taking the EMA weights, '%s'", source, key)
+        checkpoint = checkpoint[key]
+    tensors = {WRAPPERS.sub("", name): tensor for name, tensor in checkpoint.items()
+               if isinstance(tensor, torch.Tensor) and isinstance(name, str)}
+    for name, tensor in tensors.items():
+        _check_tensor(name, tensor, source)
+    return tensors
 
 
 def _check_tensor(name: str, tensor: torch.Tensor, source: object) -> None:
     """Raises ValueError for values that no trained network has: they would give wrong answers without a word."""
+    is_plain = tensor.layout == torch.strided and not (tensor.is_quantized or tensor.is_meta or tensor.is_nested)
+    if not is_plain or tensor.dtype not in FLOATS + INTEGERS:
+        kind = "a nested" if tensor.is_nested else "a meta" if tensor.is_meta else f"a {tensor.layout}, {tensor.dtype}"
+        raise ValueError(f"{source}: {name} is {kind} tensor: save it as a dense one of float32, with its values")
     if not tensor.isfinite().all():
         raise ValueError(f"{source} is broken: {name} has values that are NaN or infinite")
     if name.endswith("running_var") and (tensor < 0).any():
         raise ValueError(f"{source} is broken: {name} has variances below 0")
-
-
-def _check_floats(state_dict: StateDict, source: object) -> StateDict:
-    """Refuses integers where our networks have none (those of others may)."""
-    for name, tensor in state_dict.items():
-        if not tensor.is_floating_point() and not name.endswith("num_batches_tracked"):
-            raise ValueError(f"{source} is broken: {name} holds {tensor.dtype}, not floating point numbers")
-    return state_dict
 
 
 def _subtract_stem_biases(state_dict: StateDict) -> StateDict:
@@ -194,28 +205,43 @@ def _subtract_stem_biases(state_dict: StateDict) -> StateDict:
 
 
 def convert_names(state_dict: StateDict) -> StateDict:
-    """Renames a checkpoint, whichever naming it has, to ours.
+    """Gives a network's tensors our names, whichever naming they have, and leaves out what is around the network.
 
     Raises:
-        ValueError: No naming that we know.
+        ValueError: No naming that we know, or several networks.
     """
-    names = set(state_dict)
-    if any(name.startswith("model.") for name in names):  # the original PIDNet saves a wrapper around its network
-        state_dict = {name.removeprefix("model."): tensor for name, tensor in state_dict.items()}
-        names = set(state_dict)
-    if "stem.0.conv.weight" in names and any(name.startswith("stages.") for name in names):
-        return state_dict
-    if any(name.startswith("backbone.fuse_bdi.") for name in names):
-        return _rename(state_dict, BSSNET_NAMES)
-    if any("i_branch_layers." in name for name in names):
-        renamed = _rename(state_dict, TRUNK_NAMES)
-    elif {"conv1.0.weight", "layer1.0.conv1.weight"} <= names:
-        renamed = _subtract_stem_biases(_rename(state_dict, PIDNET_NAMES))
+    prefixes = {match[1] for match in map(FIRST_CONV.fullmatch, state_dict) if match}
+    if len(prefixes) > 1:
+        raise ValueError(f"{len(prefixes)} networks in this checkpoint, named {_few(prefixes)}: save the one you mean")
+    prefix = "".join(prefixes)
+    network = {name.removeprefix(prefix): tensor for name, tensor in state_dict.items()
+               if name.startswith(prefix) and not NO_WEIGHTS.match(name.removeprefix(prefix))}
+    if prefixes and any(name.startswith("stages.") for name in network):
+        return network
+    if any(name.startswith("backbone.fuse_bdi.") for name in network):
+        return _rename(network, BSSNET_NAMES)
+    if any("i_branch_layers." in name for name in network):
+        renamed = _rename(network, TRUNK_NAMES)
+    elif prefixes and "layer1.0.conv1.weight" in network:
+        renamed = _subtract_stem_biases(_rename(network, PIDNET_NAMES))
     else:
         raise ValueError(
-            f"no names of a BSSNet or PIDNet in this checkpoint: it has {_few(names) or 'no tensors'}. Known are our "
-            "own files, published BSSNet checkpoints (backbone.*, decode_head.*) and PIDNet trunks")
+            f"no names of a BSSNet or PIDNet in this checkpoint: it has {_few(state_dict) or 'no tensors'}. Known are "
+            "our own files, published BSSNet checkpoints (backbone.*, decode_head.*) and PIDNet trunks")
     return {name: tensor for name, tensor in renamed.items() if name.startswith(TRUNK)}
+
+
+def _ours(checkpoint: Any, source: object) -> StateDict:
+    """The tensors of what was in a file, under our names."""
+    state_dict = _unwrap(checkpoint, source)
+    try:
+        state_dict = convert_names(state_dict)
+    except ValueError as error:
+        raise ValueError(f"{source}: {error}") from None
+    for name, tensor in state_dict.items():
+        if not tensor.is_floating_point() and not name.endswith("num_batches_tracked"):
+            raise ValueError(f"{source} is broken: {name} holds {tensor.dtype}, not floating point numbers")
+    return state_dict
 
 
 def read_state_dict(path: str | os.PathLike) -> StateDict:
@@ -225,10 +251,33 @@ def read_state_dict(path: str | os.PathLike) -> StateDict:
 
     Raises:
         FileNotFoundError: No such file.
-        ValueError: A truncated file, a pickle that needs more than tensors and plain containers, no dict.
+        ValueError: A truncated file, a pickle that needs more than tensors and plain containers, no dict, tensors that
+            hold no plain numbers.
     """
     path = Path(path)
     return _unwrap(_read_file(path), path)
+
+
+def open_checkpoint(path: str | os.PathLike | Checkpoint) -> Checkpoint:
+    """What `read_checkpoint` reads, with the file's metadata; a file that has been read is given back."""
+    if isinstance(path, Checkpoint):
+        return path
+    content = _read_file(Path(path))
+    tensors = _ours(content, path)
+    return Checkpoint(path, tensors, read_metadata(path) or _mmseg_metadata(content, checkpoint_num_classes(tensors)))
+
+
+def _mmseg_metadata(content: Any, num_classes: int | None) -> dict[str, str]:
+    """MMSegmentation's names and colours of the classes, as metadata of ours."""
+    try:
+        meta = content["meta"]
+        found = meta.get("dataset_meta") or {key.lower(): value for key, value in meta.items()}
+        names, palette = found["classes"], found["palette"]
+        colours = ["#{:02x}{:02x}{:02x}".format(*colour) for colour in palette]
+        return {"class_names": json.dumps(list(names)), "palette": json.dumps(colours)} if len(
+            names) == len(colours) == num_classes else {}
+    except (LookupError, TypeError, ValueError, AttributeError):
+        return {}
 
 
 def read_checkpoint(path: str | os.PathLike) -> StateDict:
@@ -244,24 +293,13 @@ def read_checkpoint(path: str | os.PathLike) -> StateDict:
         >>> tensors["head.classifier.weight"].shape
         torch.Size([11, 128, 1, 1])
     """
-    state_dict = read_state_dict(path)
-    try:
-        state_dict = convert_names(state_dict)
-    except ValueError as error:
-        raise ValueError(f"{path}: {error}") from None
-    return _check_floats(state_dict, path)
+    return open_checkpoint(path).tensors
 
 
 def checkpoint_num_classes(state_dict: StateDict) -> int | None:
     """Class count of a checkpoint in our names; None for a trunk."""
     classifier = state_dict.get("head.classifier.weight")
     return None if classifier is None else classifier.shape[0]
-
-
-def is_plain_sum(state_dict: StateDict) -> bool:
-    """Whether a checkpoint in our names is of a network that fuses its branches without UMF's weights."""
-    return "decoder.fuse.convs.1.conv.weight" in state_dict and not any(
-        name.startswith(UMF_WEIGHTS) for name in state_dict)
 
 
 def checkpoint_architecture(state_dict: StateDict) -> str:
@@ -276,73 +314,69 @@ def checkpoint_architecture(state_dict: StateDict) -> str:
     return WIDTHS[width]
 
 
-def _fit(state_dict: StateDict, model: nn.Module, adaptable: set[str]) -> StateDict:
-    """The state dict of ``model`` with the checkpoint's values; names in ``adaptable`` may differ in shape."""
-    target = model.state_dict()
-    is_trunk = all(name.startswith(TRUNK) for name in state_dict)
-    state_dict = {name: tensor for name, tensor in state_dict.items()
-                  if name in target or not name.startswith(TRAINING_HEADS)}
+def _fit(state_dict: StateDict, model: Any, adapt: bool) -> StateDict:
+    """The state dict of ``model`` with the values of a checkpoint in our names.
 
-    unknown = [name for name in state_dict if name not in target]
+    Args:
+        state_dict: The checkpoint.
+        model: A BSSNet.
+        adapt: timm will adapt the first convolution and, for another number of classes than the pretrained config's,
+            drop the classifiers: these may differ in shape.
+
+    Raises:
+        ValueError: It doesn't fit.
+    """
+    own, num_classes = model.state_dict(), model.num_classes
+    from_classes = model.pretrained_cfg.get("num_classes", num_classes) if adapt else num_classes
+    may_differ: tuple[str, ...] = ("stem.0.conv.", "spatial_head.classifier.") if adapt else ()
+    if num_classes == 0:
+        state_dict = {name: x for name, x in state_dict.items() if name.rpartition(".")[0] not in CLASSIFIERS}
+    elif num_classes != from_classes:
+        may_differ += CLASSIFIERS
+    found = checkpoint_num_classes(state_dict)
+    if found not in (None, num_classes, from_classes):
+        raise ValueError(f"the checkpoint has {found} classes, {num_classes} are asked for: num_classes must be "
+                         f"{found}")
+    is_trunk = all(name.startswith(TRUNK) for name in state_dict)
+    state_dict = {name: x for name, x in state_dict.items() if name in own or not name.startswith(TRAINING_HEADS)}
+    differ = [name for name, x in state_dict.items() if name in own and x.shape != own[name].shape]
+    _check_fit(state_dict, own, [name for name in differ if not name.startswith(may_differ)])
+    counters = {name for name in own if name.endswith("num_batches_tracked")}
+    left = [name for name in own if name not in state_dict]
+    required = [name for name in left if name not in counters and not name.startswith(TRAINING_HEADS)
+                and (name.startswith(TRUNK) or not is_trunk)]
+    if required:
+        raise ValueError(f"the checkpoint leaves {len(required)} tensors of the model unset: {_few(required)}")
+    left += [name for name in differ if name.startswith(TRAINING_HEADS)]
+    if initialised := {name.rpartition(".")[0] for name in left if name not in counters}:
+        _logger.info("Not in the checkpoint, left as initialised: %s", ", ".join(sorted(initialised)))
+    return {**state_dict, **{name: own[name] for name in left}}
+
+
+def _check_fit(state_dict: StateDict, own: StateDict, wrong: list[str]) -> None:
+    """Raises ValueError for tensors that the model hasn't, and those that it has in another shape (``wrong``)."""
+    unknown = [name for name in state_dict if name not in own]
     if any(name.startswith(TRUNK) for name in unknown):
         raise ValueError(f"the checkpoint's trunk has layers that this model lacks ({_few(unknown)}): of PIDNet, S "
                          "fits bssnet_t, M fits bssnet_b and L neither")
-    wrong = [name for name in state_dict if name in target and name not in adaptable
-             and state_dict[name].shape != target[name].shape]
     if wrong:
         name = wrong[0]
-        width = len(state_dict.get("stem.1.bn.weight", ()))
-        fits = f", it fits {WIDTHS[width]}" if width in WIDTHS else ""
-        raise ValueError(
-            f"the checkpoint is of another model{fits}: {name} has shape {tuple(state_dict[name].shape)}, here "
-            f"{tuple(target[name].shape)}; {len(wrong)} tensors differ ({_few(wrong)})")
-    if unknown and all(name.startswith(UMF_WEIGHTS) for name in unknown):
-        raise ValueError("the checkpoint fuses its branches by UMF, the model by a plain sum (weighted=False): start "
-                         "such a model from a trunk (pidnet_in1k) or from nothing")
+        found, here = tuple(state_dict[name].shape), tuple(own[name].shape)
+        if name == "stem.0.conv.weight" and found[:1] == here[:1] and found[2:] == here[2:]:
+            raise ValueError(f"the checkpoint takes {found[1]} channels, the model {here[1]}: in_chans must be "
+                             f"{found[1]}, or adapt it by pretrained=True and pretrained_cfg_overlay=dict(file=...)")
+        fits = WIDTHS.get(len(state_dict.get("stem.1.bn.weight", ())))
+        raise ValueError(f"the checkpoint is of another model{f', it fits {fits}' if fits else ''}: {name} has shape "
+                         f"{found}, here {here}; {len(wrong)} tensors differ ({_few(wrong)})")
     if unknown:
         raise ValueError(f"the checkpoint has {len(unknown)} tensors that this model lacks: {_few(unknown)}")
 
-    missing = [name for name in target if name not in state_dict]
-    required = [name for name in missing if not name.endswith("num_batches_tracked")
-                and not name.startswith(TRAINING_HEADS) and (name.startswith(TRUNK) or not is_trunk)]
-    if required:
-        raise ValueError(f"the checkpoint leaves {len(required)} tensors of the model unset: {_few(required)}")
-    for name in set(state_dict) & adaptable:
-        if state_dict[name].shape != target[name].shape and name.startswith(TRAINING_HEADS):
-            missing.append(name)
-    initialised = sorted({name.rsplit(".", 1)[0] for name in missing if not name.endswith("num_batches_tracked")})
-    if initialised:
-        _logger.info("Not in the checkpoint, left as initialised: %s", ", ".join(initialised))
-    return {**state_dict, **{name: target[name] for name in missing}}
 
-
-def _check_num_classes(state_dict: StateDict, allowed: tuple[int, ...]) -> None:
-    num_classes = checkpoint_num_classes(state_dict)
-    if num_classes is not None and num_classes not in allowed:
-        raise ValueError(f"the checkpoint has {num_classes} classes, {allowed[0]} are asked for: "
-                         f"num_classes must be {num_classes}")
-
-
-def _check_in_chans(state_dict: StateDict, in_chans: int) -> None:
-    weight = state_dict.get("stem.0.conv.weight")
-    if weight is not None and weight.ndim == 4 and weight.shape[1] != in_chans:
-        raise ValueError(
-            f"the checkpoint takes {weight.shape[1]} channels, the model {in_chans}: in_chans must be "
-            f"{weight.shape[1]}, or adapt it by pretrained=True and pretrained_cfg_overlay=dict(file=...)")
-
-
-def _without_classifiers(state_dict: StateDict) -> StateDict:
-    return {name: tensor for name, tensor in state_dict.items()
-            if name.rpartition(".")[0] not in CLASSIFIERS}
-
-
-def checkpoint_filter_fn(state_dict: StateDict, model: "BSSNet") -> StateDict:
+def checkpoint_filter_fn(state_dict: StateDict, model: Any) -> StateDict:
     """timm's hook between file and model: makes a checkpoint exactly the state dict of ``model``, or says why it can't.
 
-    Names are converted. Training heads are dropped if the model has none. What may stay as the model initialised it
-    is taken from the model and logged: everything but the trunk for a PIDNet checkpoint; training heads that the
-    checkpoint lacks; the classifier of the spatial head for another ``in_chans``, those of the FCN heads for another
-    ``num_classes`` than the config's. timm then adapts the first convolution, and drops the segmentation classifier.
+    What the checkpoint lacks and the model may keep as initialised is logged: everything but the trunk for a PIDNet
+    checkpoint; training heads; classifiers for another class count than the config's.
 
     Args:
         state_dict: Tensors of a checkpoint, under any of the known names.
@@ -352,19 +386,15 @@ def checkpoint_filter_fn(state_dict: StateDict, model: "BSSNet") -> StateDict:
         ValueError: Unknown or missing names, shapes of another variant, a class count that is neither the model's nor
             the pretrained config's.
     """
-    state_dict = _check_floats(convert_names(_unwrap(state_dict, "checkpoint")), "checkpoint")
-    cfg = model.pretrained_cfg
-    _check_num_classes(state_dict, (model.num_classes, cfg.get("num_classes", model.num_classes)))
-    adaptable = {"stem.0.conv.weight", "spatial_head.classifier.weight", "spatial_head.classifier.bias"}
-    if model.num_classes != cfg.get("num_classes"):
-        adaptable.update(f"{name}.{kind}" for name in CLASSIFIERS for kind in ("weight", "bias"))
-    if model.num_classes == 0:
-        state_dict = _without_classifiers(state_dict)
-    return _fit(state_dict, model, adaptable)
+    return _fit(_ours(state_dict, "checkpoint"), model, adapt=True)
 
 
-def load_checkpoint(model: "BSSNet", path: str | os.PathLike) -> None:
+def load_checkpoint(model: Any, path: str | os.PathLike | Checkpoint) -> None:
     """Loads a checkpoint file of any known naming into ``model``: all of it, or a PIDNet trunk alone.
+
+    Args:
+        model: A BSSNet.
+        path: The file.
 
     Raises:
         FileNotFoundError: No such file.
@@ -375,20 +405,16 @@ def load_checkpoint(model: "BSSNet", path: str | os.PathLike) -> None:
         >>> model = create_model("bssnet_t", num_classes=11)
         >>> load_checkpoint(model, WEIGHTS["bssnet_t.camvid"].path)
     """
-    state_dict = read_checkpoint(path)
+    checkpoint = open_checkpoint(path)
     try:
-        if model.num_classes == 0:
-            state_dict = _without_classifiers(state_dict)
-        _check_num_classes(state_dict, (model.num_classes,))
-        _check_in_chans(state_dict, model.in_chans)
-        state_dict = _fit(state_dict, model, adaptable=set())
+        state_dict = _fit(checkpoint.tensors, model, adapt=False)
     except ValueError as error:
-        raise ValueError(f"{path}: {error}") from None
+        raise ValueError(f"{checkpoint.path}: {error}") from None
     model.load_state_dict(state_dict)
 
 
 def convert_checkpoint(
-        source: str | os.PathLike,
+        source: str | os.PathLike | Checkpoint,
         target: str | os.PathLike,
         dtype: torch.dtype | None = torch.float16,
 ) -> None:
@@ -397,11 +423,11 @@ def convert_checkpoint(
     Args:
         source: What `read_checkpoint` reads.
         target: The file to write, whole or not at all.
-        dtype: Type of the floating point tensors in the file; None keeps theirs.
+        dtype: Floating point type of the tensors in the file; None keeps theirs.
 
     Raises:
-        ValueError: ``target`` does not end in ``.safetensors``; a value that ``dtype`` can't hold; what
-            `read_checkpoint` refuses.
+        ValueError: ``target`` does not end in ``.safetensors``; a type or value that can't be; what `read_checkpoint`
+            refuses.
 
     Example:
         >>> from bssnet_zoo.models import WEIGHTS
@@ -409,11 +435,13 @@ def convert_checkpoint(
     """
     if Path(target).suffix != ".safetensors":
         raise ValueError(f"the file to write must end in .safetensors, got {target}")
-    state_dict = {}
-    for name, tensor in read_checkpoint(source).items():
+    if dtype not in (None, *FLOATS):
+        raise ValueError(f"dtype must be {', '.join(map(str, FLOATS))} or None, got {dtype}")
+    checkpoint, state_dict = open_checkpoint(source), {}
+    for name, tensor in checkpoint.tensors.items():
         state_dict[name] = tensor.to(dtype if dtype and tensor.is_floating_point() else tensor.dtype).contiguous()
         if not state_dict[name].isfinite().all():
-            raise ValueError(
-                f"{source}: {name} has values up to {tensor.abs().max():g}, which {state_dict[name].dtype} can't hold")
+            raise ValueError(f"{checkpoint.path}: {name} has values up to {tensor.abs().max():g}, which "
+                             f"{state_dict[name].dtype} can't hold")
     with atomic_path(target) as temporary:
-        save_file(state_dict, temporary, metadata={**read_notes(source), "format": "pt"})
+        save_file(state_dict, temporary, metadata={**checkpoint.metadata, "format": "pt"})

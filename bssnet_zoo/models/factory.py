@@ -12,17 +12,15 @@ from torch import nn
 
 from .bssnet import as_bssnet
 from .checkpoints import (
+    Checkpoint,
     checkpoint_architecture,
     checkpoint_num_classes,
-    is_plain_sum,
     load_checkpoint,
-    read_checkpoint,
+    open_checkpoint,
 )
-from .weights import checkpoint_config, hub_file
+from .weights import CONFIG, checkpoint_config, hub_file
 
-__all__ = ["create_model", "create_trained_model", "list_models", "open_model"]
-
-CHECKPOINT_SUFFIXES = (".safetensors", ".pth", ".pt", ".bin")
+__all__ = ["create_model", "list_models", "open_model"]
 
 
 def list_models(pretrained: bool = False) -> list[str]:
@@ -55,17 +53,17 @@ def check_model_name(model_name: str, pretrained_cfg: Any = None) -> None:
 
 
 def create_model(
-        model_name: str,
+        model_name: str | None,
         pretrained: bool = False,
         pretrained_cfg: Any = None,
-        checkpoint_path: str | os.PathLike | None = None,
+        checkpoint_path: str | os.PathLike | Checkpoint | None = None,
         **kwargs: Any,
 ) -> nn.Module:
     """Creates a model: what ``timm.create_model`` gives, with clearer errors and more checkpoints.
 
     Args:
         model_name: ``bssnet_t`` or ``bssnet_b``, with a tag (``bssnet_t.camvid``) or without, ``hf-hub:org/name`` or
-            ``local-dir:path``.
+            ``local-dir:path``; None for the one that the checkpoint fits.
         pretrained: Load the weights of the tag (default ``camvid``, which is bundled).
         pretrained_cfg: A tag or a whole pretrained config, as in timm.
         checkpoint_path: A checkpoint to load instead: ours, a published BSSNet, or a PIDNet trunk. It tells the class
@@ -83,26 +81,28 @@ def create_model(
         >>> model.num_classes
         5
     """
+    checkpoint = None if checkpoint_path is None else open_checkpoint(checkpoint_path)
+    if model_name is None:
+        if checkpoint is None:
+            raise ValueError(f"name a model ({', '.join(list_models())}) or give a checkpoint")
+        model_name = checkpoint_architecture(checkpoint.tensors)
     check_model_name(model_name, pretrained_cfg)
     source, model_id = parse_model_name(model_name)
     if source == "hf-hub":  # timm fetches it too, but says less clearly why it can't
         repo_id, revision = hf_split(model_id)
-        check_timm_config(hub_file(repo_id, "config.json", revision, kwargs.get("cache_dir")), model_name)
-    elif source == "local-dir" and Path(model_id, "config.json").is_file():
-        check_timm_config(Path(model_id, "config.json"), model_name)
-    if checkpoint_path is not None and kwargs.get("features_only"):  # there is no whole model to load into afterwards
-        overlay = {**(kwargs.pop("pretrained_cfg_overlay", None) or {}), "file": str(checkpoint_path)}
-        return timm.create_model(model_name, True, pretrained_cfg, pretrained_cfg_overlay=overlay, **kwargs)
-    if checkpoint_path is None:
+        check_timm_config(hub_file(repo_id, CONFIG, revision, kwargs.get("cache_dir")), model_name)
+    elif source == "local-dir" and Path(model_id, CONFIG).is_file():
+        check_timm_config(Path(model_id, CONFIG), model_name)
+    if checkpoint is None:
         return timm.create_model(model_name, pretrained=pretrained, pretrained_cfg=pretrained_cfg, **kwargs)
-    state_dict = read_checkpoint(checkpoint_path)
+    if kwargs.get("features_only"):  # there is no whole model to load into afterwards
+        overlay = {**(kwargs.pop("pretrained_cfg_overlay", None) or {}), "file": str(checkpoint.path)}
+        return timm.create_model(model_name, True, pretrained_cfg, pretrained_cfg_overlay=overlay, **kwargs)
     if kwargs.get("num_classes") is None:
-        kwargs["num_classes"] = checkpoint_num_classes(state_dict)
-    if "weighted" not in kwargs and is_plain_sum(state_dict):
-        kwargs["weighted"] = False
+        kwargs["num_classes"] = checkpoint_num_classes(checkpoint.tensors)
     model = as_bssnet(timm.create_model(model_name, pretrained=pretrained, pretrained_cfg=pretrained_cfg, **kwargs))
-    load_checkpoint(model, checkpoint_path)
-    model.pretrained_cfg.update(checkpoint_config(checkpoint_path, model.num_classes))
+    load_checkpoint(model, checkpoint)
+    model.pretrained_cfg.update(checkpoint_config(checkpoint, model.num_classes))
     return model
 
 
@@ -116,51 +116,38 @@ def check_timm_config(path: str | os.PathLike[str], model_name: str) -> None:
         raise ValueError(f"config.json of {model_name} names no 'architecture': it is no model of timm or this package")
 
 
-def create_trained_model(
-        model_name: str | None,
-        checkpoint_path: str | os.PathLike | None = None,
+def open_model(
+        model: str | os.PathLike[str] | None = None,
+        checkpoint_path: str | os.PathLike[str] | None = None,
         num_classes: int | None = None,
-        **kwargs: Any,
 ) -> nn.Module:
     """A model that can predict: with the weights of a checkpoint, else with its pretrained ones.
 
-    Arguments are those of `create_model`; architecture and class count of a checkpoint are found in it, unless they are
-    given. Without a name or a checkpoint it is ``bssnet_t``.
-
-    Raises:
-        ValueError: Weights without a classifier, and what `create_model` refuses.
-
-    Example:
-        >>> create_trained_model("bssnet_t").num_classes
-        11
-    """
-    if checkpoint_path is not None:
-        state_dict = read_checkpoint(checkpoint_path)
-        found = checkpoint_num_classes(state_dict)
-        if found is None:
-            raise ValueError(f"{checkpoint_path} has no trained classifier: it is a trunk to start training from")
-        model_name = model_name or checkpoint_architecture(state_dict)
-        num_classes = found if num_classes is None else num_classes
-    model_name = model_name or "bssnet_t"
-    if checkpoint_path is None and model_name.endswith(".pidnet_in1k"):
-        raise ValueError(f"{model_name} has no trained classifier: it is a trunk to start training from")
-    return create_model(
-        model_name, pretrained=checkpoint_path is None, checkpoint_path=checkpoint_path, num_classes=num_classes,
-        **kwargs)
-
-
-def open_model(name_or_file: str | os.PathLike[str]) -> nn.Module:
-    """A model that can predict, by its name or from a checkpoint file, which tells the architecture and class count.
+    Args:
+        model: A name, as for `create_model`, or a checkpoint file; None for what the checkpoint fits, or bssnet_t.
+        checkpoint_path: A checkpoint of that model.
+        num_classes: Number of classes that the checkpoint must have.
 
     Raises:
         FileNotFoundError: No such checkpoint.
-        ValueError: What `create_trained_model` refuses.
+        ValueError: Weights without a classifier, and what `create_model` refuses.
 
     Example:
         >>> open_model("bssnet_t.camvid").num_classes
         11
     """
-    if isinstance(name_or_file, str) and not name_or_file.endswith(CHECKPOINT_SUFFIXES) and not os.path.isfile(
-            name_or_file):
-        return create_trained_model(name_or_file)
-    return create_trained_model(None, name_or_file)
+    if isinstance(model, os.PathLike) or model and os.path.isfile(model):
+        model, checkpoint_path = None, model
+    if checkpoint_path is None:
+        model = model or "bssnet_t"
+        name, tag = split_model_name_tag(model)
+        if not parse_model_name(model)[0] and name not in list_models() and (tag or os.path.sep in model):
+            raise FileNotFoundError(
+                f"checkpoint not found: {model}, and no model has that name: there are {', '.join(list_models())}")
+        if tag == "pidnet_in1k":
+            raise ValueError(f"{model} has no trained classifier: it is a trunk to start training from")
+        return create_model(model, pretrained=True)
+    checkpoint = open_checkpoint(checkpoint_path)
+    if checkpoint_num_classes(checkpoint.tensors) is None:
+        raise ValueError(f"{checkpoint_path} has no trained classifier: it is a trunk to start training from")
+    return create_model(model, checkpoint_path=checkpoint, num_classes=num_classes)

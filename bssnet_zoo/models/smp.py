@@ -10,7 +10,7 @@ from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from torch import nn
 
 from .checkpoints import read_state_dict
-from .factory import create_trained_model
+from .factory import open_model
 
 __all__ = ["Renormalize", "SmpModel", "create_network", "encoder_weights"]
 
@@ -153,7 +153,7 @@ def create_network(
         FileNotFoundError: No such checkpoint.
     """
     if name is None or not name.startswith(SMP):
-        return create_trained_model(name, checkpoint, num_classes if checkpoint else None)
+        return open_model(name, checkpoint, num_classes if checkpoint else None)
     if checkpoint is None:
         raise ValueError(f"{name} has no pretrained weights: give a checkpoint of it, by --checkpoint or, of a "
                          "teacher, --teacher-checkpoint")

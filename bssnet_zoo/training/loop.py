@@ -26,7 +26,7 @@ from ..distributed import Process, init_process
 from ..evaluation.accuracy import evaluate
 from ..losses.bssnet import BSSNetLosses
 from ..models.bssnet import MIN_SIZE, as_bssnet
-from ..models.notes import note_classes
+from ..models.metadata import class_metadata
 from .feature_distillation import create_feature_teacher, create_projections, feature_loss
 from .interrupt import StopRequest
 from .parts import (
@@ -275,7 +275,7 @@ def validate(
         state.best = result.miou
         height, width = recipe.val_size or recipe.base_size
         save_weights(
-            state.ema.module, folder / "best.safetensors", architecture=recipe.model, **note_classes(dataset.classes),
+            state.ema.module, folder / "best.safetensors", architecture=recipe.model, **class_metadata(dataset.classes),
             input_size=json.dumps([height, width]), mean=json.dumps(IMAGENET_DEFAULT_MEAN),
             std=json.dumps(IMAGENET_DEFAULT_STD), recipe=recipe, iteration=state.iteration, miou=result.miou,
             split=recipe.val_split, size=recipe.val_size, precision=recipe.precision)

@@ -9,9 +9,9 @@ from pathlib import Path
 from filelock import FileLock, Timeout
 
 from ..data.datasets import dataset_classes
-from ..models import BSSNet, create_trained_model
+from ..models import BSSNet, open_model
 from ..models.bssnet import as_bssnet
-from ..models.notes import read_notes
+from ..models.metadata import read_metadata
 from .recipes import Recipe, load_recipe, parse_recipe, save_recipe
 
 __all__ = ["open_run_folder", "run_recipe", "saved_recipe", "trained_model"]
@@ -86,7 +86,7 @@ def run_recipe(checkpoint: str | None) -> Recipe | None:
     """The recipe of the run that a checkpoint comes from, by its own note or the folder it is in; None if unknown."""
     if not checkpoint:
         return None
-    if noted := read_notes(checkpoint).get("recipe"):
+    if noted := read_metadata(checkpoint).get("recipe"):
         return parse_recipe(noted, checkpoint)
     path = Path(checkpoint).parent / "recipe.yaml"
     return load_recipe(path) if path.exists() else None
@@ -104,7 +104,7 @@ def trained_model(name: str | None = None, checkpoint: str | None = None, data: 
         ValueError: A checkpoint that does not fit, or of another number of classes than the data.
     """
     recipe = run_recipe(checkpoint)
-    model = as_bssnet(create_trained_model(name or (recipe.model if recipe else None), checkpoint))
+    model = as_bssnet(open_model(name or (recipe.model if recipe else None), checkpoint))
     if not model.pretrained_cfg.get("label_names"):
         data = data or (recipe.data if recipe else None)
     if checkpoint and data:
