@@ -17,6 +17,7 @@ from torchvision.transforms.v2 import functional as TF
 
 import bssnet_zoo
 from bssnet_zoo.models import weights
+from bssnet_zoo.models.weights import WEIGHTS
 
 ROOT = Path(__file__).parents[1]
 STREET = weights.ASSETS / "street.png"
@@ -54,7 +55,15 @@ def test_config(variant):
     assert "file" not in cfg and "state_dict" not in cfg
     assert {p.dtype for p in model.parameters()} == {torch.float32}
     assert cfg == bssnet_zoo.create_model(variant).pretrained_cfg
-    assert 50 < weights.WEIGHTS[f"{variant}.camvid"].metrics["miou"] < 100
+    assert 50 < WEIGHTS[f"{variant}.camvid"].metrics["miou"] < 100
+
+
+def test_an_entry_of_the_list_is_all_that_a_file_needs():
+    assert {path.name for path in weights.ASSETS.glob("*.safetensors")} == {f"{name}.safetensors" for name in WEIGHTS}
+    assert set(WEIGHTS) < set(bssnet_zoo.list_models(pretrained=True))
+    assert all(timm.get_pretrained_cfg(name).input_size == (3, *WEIGHTS[name].size) for name in WEIGHTS)
+    pins = {weights.pinned_sha256(f"{org}/bssnet_t.camvid") for org in ("bssnet-zoo", "BSSNet-Zoo", "acme")}
+    assert pins == {WEIGHTS["bssnet_t.camvid"].sha256, None}
 
 
 def test_training_heads(variant, street, caplog):
@@ -93,7 +102,7 @@ def test_num_classes_without_training_heads(num_classes):
 def test_another_class_count_than_a_saved_folder(kwargs, tmp_path):
     """Its config names the classifier of a model without training heads, and its weights have these heads."""
     timm.models.save_for_hf(bssnet_zoo.create_model("bssnet_t"), tmp_path, safe_serialization=True)
-    shutil.copy(weights.WEIGHTS["bssnet_t.camvid"].path, tmp_path / "model.safetensors")
+    shutil.copy(WEIGHTS["bssnet_t.camvid"].path, tmp_path / "model.safetensors")
     full = bssnet_zoo.create_model("bssnet_t", pretrained=True, aux_heads=True).state_dict()
     model = timm.create_model(f"local-dir:{tmp_path}", pretrained=True, **kwargs)
     for name, tensor in getattr(model, "model", model).state_dict().items():
@@ -124,8 +133,8 @@ def test_pretrained_features(variant, street):
 
 @pytest.mark.parametrize("change", ["flipped byte", "truncated"])
 def test_a_bundled_file_with_the_wrong_hash_is_refused(change, tmp_path, monkeypatch):
-    path, expected = tmp_path / "bssnet_t.camvid.safetensors", weights.WEIGHTS["bssnet_t.camvid"].sha256
-    shutil.copy(weights.WEIGHTS["bssnet_t.camvid"].path, path)
+    path, expected = tmp_path / "bssnet_t.camvid.safetensors", WEIGHTS["bssnet_t.camvid"].sha256
+    shutil.copy(WEIGHTS["bssnet_t.camvid"].path, path)
     with open(path, "r+b") as file:
         if change == "truncated":
             file.truncate(1000)

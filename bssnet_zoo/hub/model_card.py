@@ -38,15 +38,6 @@ LIMITS = """\
 - Every pixel gets one of the {num_classes} classes: what belongs to none of them is given the one it resembles most.
 - Softmax values are not calibrated probabilities, and nothing tells an image of another kind from a good one.
 - Nothing here has been validated for driving or any other use that people's safety depends on."""
-ZOO_DATA_LIMITS = {
-    "CamVid": """\
-- **One city, one car.** 468 training images of Cambridge, UK, by day and at dusk. No night, snow or motorway. The test
-  images are from the same city and the same camera: on your streets, expect less than the table says.""",
-    "CamVid and LabelMeFacade": """\
-- **Few streets.** 468 images of one car in Cambridge, UK, by day and at dusk, and 742 photographs of streets in Boston,
-  Barcelona, Madrid and other cities, on which nobody labelled people, poles, signs and fences. No night, snow or
-  motorway. The table is about that car in Cambridge: on your streets, expect less.""",
-}
 CAMVID_LIMITS = """\
 - **Thin and small things** are often missed: see pole, sign, fence and pedestrian in the table of classes.
 - **Bright walls** may become sky, and sidewalk may become road."""
@@ -218,7 +209,7 @@ def model_card(model: BSSNet, repo_id: str, weights: Path, provenance: Provenanc
     architecture, name = model.pretrained_cfg["architecture"], repo_id.partition("/")[2]
     limits = LIMITS.format(num_classes=model.num_classes)
     if name in WEIGHTS:
-        limits = f"{ZOO_DATA_LIMITS[provenance.trained_on]}\n{CAMVID_LIMITS}\n{limits}{CAMVID_FAILURES}"
+        limits = f"- {WEIGHTS[name].limits}\n{CAMVID_LIMITS}\n{limits}{CAMVID_FAILURES}"
     else:
         limits = f"{DATA_LIMITS.format(dataset=provenance.dataset)}\n{limits}"
     text = Template(TEMPLATE.read_text(encoding="utf-8")).substitute(

@@ -42,6 +42,7 @@ class Weights:
         size: (height, width) of the images that it was made for, and measured with.
         data: What it was trained on.
         training: How it was made.
+        limits: What its data lacks, for the model card.
         metrics: What was measured on CamVid test, in %: ``miou``, ``pixel_accuracy``, ``iou`` of each class;
             ``other_streets`` is the mean IoU of six classes on streets of other cities.
     """
@@ -51,6 +52,7 @@ class Weights:
     size: tuple[int, int]
     data: str
     training: str
+    limits: str
     metrics: dict[str, Any]
 
     @property
@@ -86,9 +88,9 @@ def weights_source() -> str:
 
 def pinned_sha256(repo_id: str) -> str | None:
     """The sha256 that the weights in a Hub repository of ours must have; None for others, which carry no pin."""
-    organization, _, name = repo_id.partition("/")
-    ours = organization in (HUB_ORGANIZATION, hub_organization())
-    return WEIGHTS[name].sha256 if ours and name in WEIGHTS else None
+    organizations = HUB_ORGANIZATION, hub_organization()
+    pins = {hub_id(name, each).lower(): weights.sha256 for each in organizations for name, weights in WEIGHTS.items()}
+    return pins.get(repo_id.lower())  # to the Hub it is the same repository
 
 
 def hub_error(error: Exception) -> str:
