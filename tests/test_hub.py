@@ -285,19 +285,20 @@ class TestStage:
         assert len(str(caught.value).splitlines()) <= 2
         assert not (tmp_path / "out" / "README.md").exists()
 
-    def test_unreadable_checkpoints(self, own, tmp_path):
-        (tmp_path / "half.safetensors").write_bytes(own["checkpoint"].read_bytes()[:100_000])
-        with pytest.raises(ValueError, match="half.safetensors is truncated or not a checkpoint"):
-            stage("bssnet_t.roads", "me", tmp_path / "out", **{**own, "checkpoint": tmp_path / "half.safetensors"})
-        with pytest.raises(FileNotFoundError, match="checkpoint not found: .*none.safetensors"):
-            stage("bssnet_t.roads", "me", tmp_path / "out", **{**own, "checkpoint": tmp_path / "none.safetensors"})
-
-    def test_values_that_half_precision_cannot_hold(self, own, tmp_path):
-        state_dict = load_file(own["checkpoint"])
-        state_dict["stem.0.bn.running_var"][3] = 1e6
-        save_file(state_dict, tmp_path / "large.safetensors")
-        with pytest.raises(ValueError, match=r"stem.0.bn.running_var has values up to 1e\+06, which torch.float16"):
-            stage("bssnet_t.roads", "me", tmp_path / "out", **{**own, "checkpoint": tmp_path / "large.safetensors"})
+    @pytest.mark.parametrize(("broken", "message"), [
+        ("half", "is truncated or not a checkpoint"), ("none", "checkpoint not found: .*mine.safetensors"),
+        ("large", r"stem.0.bn.running_var has values up to 1e\+06, which torch.float16")])
+    def test_broken_checkpoints_leave_nothing(self, broken, message, own, tmp_path):
+        path = tmp_path / "mine.safetensors"
+        if broken == "half":
+            path.write_bytes(own["checkpoint"].read_bytes()[:100_000])
+        elif broken == "large":
+            state_dict = load_file(own["checkpoint"])
+            state_dict["stem.0.bn.running_var"][3] = 1e6
+            save_file(state_dict, path)
+        with pytest.raises((ValueError, FileNotFoundError), match=message):
+            stage("bssnet_t.roads", "me", tmp_path / "out", **{**own, "checkpoint": path})
+        assert [path.name for path in tmp_path.iterdir()] == ([] if broken == "none" else ["mine.safetensors"])
 
 
 class TestPublish:

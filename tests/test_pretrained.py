@@ -17,6 +17,7 @@ from torchvision.transforms.v2 import functional as TF
 
 import bssnet_zoo
 from bssnet_zoo.models import weights
+from bssnet_zoo.models.checkpoints import CLASSIFIERS
 from bssnet_zoo.models.weights import WEIGHTS
 
 ROOT = Path(__file__).parents[1]
@@ -79,54 +80,37 @@ def test_training_heads(variant, street, caplog):
     assert not [name for name in without.state_dict() if name.startswith(("border_head", "spatial_head", "fcn_heads"))]
 
 
-def test_another_class_count_keeps_all_but_the_classifiers(variant):
-    torch.manual_seed(0)
-    model = bssnet_zoo.create_model(variant, pretrained=True, num_classes=7, aux_heads=True).state_dict()
-    full = bssnet_zoo.create_model(variant, pretrained=True, aux_heads=True).state_dict()
-    changed = [name for name, tensor in full.items() if not torch.equal(tensor, model[name])]
-    assert {name.rpartition(".")[0] for name in changed} == {
-        "head.classifier", "fcn_heads.0.classifier", "fcn_heads.1.classifier"}
-    assert model["head.classifier.weight"].shape[0] == 7
-
-
-@pytest.mark.parametrize("num_classes", [0, 7])
-def test_num_classes_without_training_heads(num_classes):
-    model = bssnet_zoo.create_model("bssnet_t", pretrained=True, num_classes=num_classes)
-    full = bssnet_zoo.create_model("bssnet_t", pretrained=True)
-    assert torch.equal(model.head.conv.conv.weight, full.head.conv.conv.weight)
-
-
 @pytest.mark.parametrize("kwargs", [
     dict(num_classes=7), dict(num_classes=7, aux_heads=True), dict(num_classes=0),
     dict(num_classes=7, aux_heads=True, in_chans=1), dict(num_classes=7, features_only=True)])
-def test_another_class_count_than_a_saved_folder(kwargs, tmp_path):
-    """Its config names the classifier of a model without training heads, and its weights have these heads."""
+def test_another_class_count_keeps_all_but_the_classifiers(kwargs, tmp_path):
+    """A saved folder's config names the classifier of a model without training heads, its weights have these heads."""
     timm.models.save_for_hf(bssnet_zoo.create_model("bssnet_t"), tmp_path, safe_serialization=True)
     shutil.copy(WEIGHTS["bssnet_t.camvid"].path, tmp_path / "model.safetensors")
     full = bssnet_zoo.create_model("bssnet_t", pretrained=True, aux_heads=True).state_dict()
-    model = timm.create_model(f"local-dir:{tmp_path}", pretrained=True, **kwargs)
-    for name, tensor in getattr(model, "model", model).state_dict().items():
-        new = name.endswith("classifier.weight") and not name.startswith("border_head.") or name == "stem.0.conv.weight"
-        if new and tensor.shape != full[name].shape:
-            assert tensor.shape[0] == 7 or kwargs.get("in_chans") == 1
-        elif not name.endswith("classifier.bias"):
-            assert torch.equal(tensor, full[name]), name
+    for source in (f"local-dir:{tmp_path}", "bssnet_t"):
+        model = timm.create_model(source, pretrained=True, **kwargs)
+        for name, tensor in getattr(model, "model", model).state_dict().items():
+            new = name.startswith((*CLASSIFIERS, "spatial_head.classifier.", "stem.0.conv."))
+            if new and tensor.shape != full[name].shape:
+                assert tensor.shape[0] == 7 or kwargs.get("in_chans") == 1
+            elif not name.endswith("classifier.bias"):
+                assert torch.equal(tensor, full[name]), name
 
 
-@pytest.mark.parametrize("in_chans", [1, 4])
-@pytest.mark.parametrize("aux_heads", [False, True])
-def test_in_chans_adapts_the_first_conv(variant, in_chans, aux_heads):
-    model = bssnet_zoo.create_model(variant, pretrained=True, in_chans=in_chans, aux_heads=aux_heads)
-    full = bssnet_zoo.create_model(variant, pretrained=True)
+@pytest.mark.parametrize(("in_chans", "aux_heads"), [(1, False), (4, True)])
+def test_in_chans_adapts_the_first_conv(in_chans, aux_heads):
+    model = bssnet_zoo.create_model("bssnet_t", pretrained=True, in_chans=in_chans, aux_heads=aux_heads)
+    full = bssnet_zoo.create_model("bssnet_t", pretrained=True)
     expected = adapt_input_conv(in_chans, full.stem[0].conv.weight.detach())
     assert torch.allclose(model.stem[0].conv.weight, expected, atol=1e-3)
     assert torch.equal(model.head.classifier.weight, full.head.classifier.weight)
     assert logits(model, torch.randn(1, in_chans, 64, 64)).shape == (1, 11, 64, 64)
 
 
-def test_pretrained_features(variant, street):
-    net = timm.create_model(variant, pretrained=True, features_only=True, out_indices=(2,)).eval()
-    whole = bssnet_zoo.create_model(variant, pretrained=True).eval()
+def test_pretrained_features(street):
+    net = timm.create_model("bssnet_t", pretrained=True, features_only=True, out_indices=(2,)).eval()
+    whole = bssnet_zoo.create_model("bssnet_t", pretrained=True).eval()
     with torch.inference_mode():
         assert torch.equal(net(street)[0], whole.forward_intermediates(street, [2], intermediates_only=True)[0])
 

@@ -141,7 +141,7 @@ def open_model(
     if checkpoint_path is None:
         model = model or "bssnet_t"
         name, tag = split_model_name_tag(model)
-        if not parse_model_name(model)[0] and name not in list_models() and (tag or os.path.sep in model):
+        if tag and ":" not in model and name not in list_models():
             raise FileNotFoundError(
                 f"checkpoint not found: {model}, and no model has that name: there are {', '.join(list_models())}")
         if tag == "pidnet_in1k":
