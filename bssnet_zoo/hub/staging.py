@@ -1,5 +1,6 @@
 """What a Hub repository holds: weights, timm's config.json, preprocessing, model card and pictures, in a folder."""
 import json
+import math
 import os
 import re
 import shutil
@@ -89,9 +90,10 @@ def _own_provenance(metadata: Mapping[str, str], recipe: Recipe | None, data: st
         started = ", starting from other weights"  # a path of the publisher's machine is nobody's business
     seen = recipe is not None and "split" in metadata and recipe.trains_on(recipe.data, metadata["split"])
     try:
-        metrics = {"miou": round(100 * float(metadata["miou"]), 2)} if "miou" in metadata and not seen else {}
+        miou = 100 * float(metadata.get("miou", "nan"))
     except ValueError:
-        metrics = {}  # of a tool that isn't ours
+        miou = math.nan  # of a tool that isn't ours
+    metrics = {"miou": round(miou, 2)} if 0 <= miou <= 100 and not seen else {}
     return Provenance(
         dataset=dataset, dataset_id="-".join(dataset.lower().split()), data=f"{kind}:DIR",
         training=f"on {dataset}{started}, by the publisher of this repository", license=license, metrics=metrics,

@@ -94,8 +94,9 @@ def pinned_sha256(repo_id: str) -> str | None:
 
 
 def hub_error(error: Exception) -> str:
-    """In one line, what huggingface_hub ran into: its messages say what to do."""
-    return " ".join(f"{error.__cause__ or ''} {error}".split()) or type(error).__name__
+    """In one line, what huggingface_hub ran into: its messages say what to do, and the cause why it had no answer."""
+    cause = error.__cause__ if getattr(error, "response", None) is None else None
+    return " ".join(f"{error} {f'({cause})' if cause else ''}".split()) or type(error).__name__
 
 
 def _announced_sha256(path: Path) -> str | None:
