@@ -5,6 +5,7 @@ from conftest import shallow
 import bssnet_zoo
 from bssnet_zoo.data import CAMVID
 from bssnet_zoo.models.classes import match_classes, named_classes
+from bssnet_zoo.models.metadata import metadata_config
 
 
 @pytest.mark.parametrize("num_classes", [3, 11, 19])
@@ -38,3 +39,21 @@ def test_the_same_names(data, order):
 def test_other_names(data, message):
     with pytest.raises(ValueError, match=message):
         match_classes(["road", "car", "sky"], data)
+
+
+CLASSES = {"class_names": '["a"]', "palette": '["#000000"]'}
+
+
+@pytest.mark.parametrize("metadata", [
+    {"class_names": "road, sky"}, {"class_names": "[null]", "palette": '["#000000"]'}, {"class_names": "[" * 9999},
+    {"class_names": '["a", "a"]', "palette": '["#000000", "#000000"]'}, {"class_names": '[" "]', "palette": '["#0"]'},
+    *({**CLASSES, "input_size": size} for size in ("[0, 64]", "[-4, 4]", "[Infinity, 4]", "[4, 4, 4]", "4")),
+    *({**CLASSES, key: value} for key, value in (("std", "[1, 1, 0]"), ("mean", "[NaN, 1, 1]"), ("mean", "0.5")))])
+def test_metadata_of_others_is_one_clear_error(metadata):
+    with pytest.raises(ValueError, match=r"^best\.safetensors: what it says of its (classes|images) makes no sense"):
+        metadata_config(metadata, "best.safetensors")
+
+
+def test_metadata_may_leave_out_the_size():
+    config = metadata_config({**CLASSES, "std": "[1, 2, 3]"}, "best.safetensors")
+    assert config["label_names"] == ("a",) and config["std"] == (1, 2, 3) and "input_size" not in config
