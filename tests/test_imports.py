@@ -1,7 +1,8 @@
-"""The rooms of the package: who may import whom, and what `import bssnet_zoo` costs."""
+"""Who may import whom in the package, and what `import bssnet_zoo` costs."""
 import ast
 import subprocess
 import sys
+from graphlib import TopologicalSorter
 from pathlib import Path
 
 import pytest
@@ -30,6 +31,24 @@ def test_imports_point_downwards(path):
     room = path.relative_to(PACKAGE).parts[0].removesuffix(".py")
     below = ROOMS[ROOMS.index(room):]
     assert imported_rooms(path) <= set(below)
+
+
+def imported_files(path: Path) -> set[Path]:
+    """Files of the package that a file imports, for types and inside functions too."""
+    found = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.ImportFrom) and node.level:
+            module = path.parents[node.level - 1].joinpath(*(node.module or "").split(".")).resolve()
+            for each in (module, *(module / alias.name for alias in node.names)):
+                found |= {file for file in (each.with_suffix(".py"), each / "__init__.py") if file.is_file()}
+    return found
+
+
+def test_no_circle_of_files():
+    """An ``__init__.py`` may name the files beside it: what they import from other folders is what counts."""
+    files = [path.resolve() for path in PACKAGE.rglob("*.py") if path.name != "__init__.py"]
+    graph = {path: {file for file in imported_files(path) if file.name != "__init__.py"} for path in files}
+    TopologicalSorter(graph).prepare()  # raises CycleError with the files of a circle
 
 
 def test_every_room_has_a_map():
