@@ -22,15 +22,15 @@ BOXES = {
     "stages.3": ("stage 4", 140, 310, "trunk"),
     "stages.4": ("stage 5", 140, 390, "trunk"),
     "decoder.border.conv1": ("3x3 conv", 310, 60, "border"),
-    "decoder.border.fuse": ("LUAFM", 480, 60, "border"),
+    "decoder.border.luafm": ("LUAFM", 480, 60, "border"),
     "decoder.border.conv2": ("3x3 conv", 650, 60, "border"),
     "decoder.spatial.conv1": ("3x3 conv", 310, 140, "spatial"),
-    "decoder.spatial.fuse": ("LUAFM", 480, 140, "spatial"),
+    "decoder.spatial.luafm": ("LUAFM", 480, 140, "spatial"),
     "decoder.spatial.conv2": ("3x3 conv", 650, 140, "spatial"),
     "decoder.semantic.pappm": ("PAPPM", 310, 390, "semantic"),
     "decoder.semantic.fuse4": ("LUAFM", 480, 310, "semantic"),
     "decoder.semantic.fuse3": ("LUAFM", 650, 230, "semantic"),
-    "decoder.fuse": ("UMF", 820, 140, "fusion"),
+    "decoder.umf": ("UMF", 820, 140, "fusion"),
     "head": ("head", 820, 230, "fusion"),
     # for training only
     "border_head": ("border head", 480, 0, "border"),
@@ -42,14 +42,14 @@ SMALL = {"border_head": 34, "spatial_head": 34}
 ARROWS = (
     ("stem", "stages.1"), ("stages.1", "stages.2"), ("stages.2", "stages.3"), ("stages.3", "stages.4"),
     ("stages.1", "decoder.border.conv1"), ("stages.1", "decoder.spatial.conv1"),
-    ("decoder.border.conv1", "decoder.border.fuse"), ("decoder.border.fuse", "decoder.border.conv2"),
-    ("decoder.spatial.conv1", "decoder.spatial.fuse"), ("decoder.spatial.fuse", "decoder.spatial.conv2"),
+    ("decoder.border.conv1", "decoder.border.luafm"), ("decoder.border.luafm", "decoder.border.conv2"),
+    ("decoder.spatial.conv1", "decoder.spatial.luafm"), ("decoder.spatial.luafm", "decoder.spatial.conv2"),
     ("stages.4", "decoder.semantic.pappm"), ("stages.3", "decoder.semantic.fuse4"),
     ("decoder.semantic.pappm", "decoder.semantic.fuse4"), ("decoder.semantic.fuse4", "decoder.semantic.fuse3"),
-    ("decoder.border.conv2", "decoder.fuse"), ("decoder.spatial.conv2", "decoder.fuse"),
-    ("decoder.semantic.fuse3", "decoder.fuse"), ("decoder.fuse", "head"),
+    ("decoder.border.conv2", "decoder.umf"), ("decoder.spatial.conv2", "decoder.umf"),
+    ("decoder.semantic.fuse3", "decoder.umf"), ("decoder.umf", "head"),
 )
-TRAINING = {"border_head": "decoder.border.fuse", "spatial_head": "decoder.spatial.fuse",
+TRAINING = {"border_head": "decoder.border.luafm", "spatial_head": "decoder.spatial.luafm",
             "fcn_heads.0": "stages.2", "fcn_heads.1": "stages.3"}
 
 

@@ -301,4 +301,4 @@ def test_reading_keeps_values(published):
     state_dict = read_checkpoint(published("bssnet_t"))
     ours = filled("bssnet_t")
     assert len(state_dict) == len(ours)
-    assert torch.equal(state_dict["decoder.fuse.convs.1.conv.weight"], ours["backbone.fuse_bdi.conv_y._conv.weight"])
+    assert torch.equal(state_dict["decoder.umf.convs.1.conv.weight"], ours["backbone.fuse_bdi.conv_y._conv.weight"])

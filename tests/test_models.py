@@ -9,6 +9,7 @@ import timm
 import torch
 import torch.nn.functional as F
 from conftest import shallow
+from safetensors.torch import load_file
 from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from timm.optim import create_optimizer_v2
 from torchvision.transforms.v2 import functional as TF
@@ -16,7 +17,7 @@ from torchvision.transforms.v2 import functional as TF
 import bssnet_zoo
 from bssnet_zoo.data.images import load_image
 from bssnet_zoo.models.summary import count_multiply_adds, count_parameters
-from bssnet_zoo.models.weights import ASSETS
+from bssnet_zoo.models.weights import ASSETS, WEIGHTS
 
 WIDTH = {"bssnet_t": 32, "bssnet_b": 64}
 STRIDE = {"bssnet_t": 8, "bssnet_b": 4}
@@ -96,6 +97,26 @@ class TestContract:
             assert model(x).shape == (1, 128, 64 // STRIDE[variant], 96 // STRIDE[variant])
             assert torch.equal(model(x), model.forward_head(model.forward_features(x), pre_logits=True))
 
+    @pytest.mark.parametrize("kwargs", [{}, dict(num_classes=11), dict(num_classes=5, aux_heads=True)])
+    def test_new_classifiers_for_weights_of_any_class_count(self, kwargs):
+        """num_classes=-1 beside a file, which is what ``--pretrained-path`` of timm's train.py gives."""
+        file = WEIGHTS["bssnet_t.camvid"].path
+        model = timm.create_model(
+            "bssnet_t", pretrained=True, pretrained_cfg_overlay=dict(file=str(file), num_classes=-1), **kwargs)
+        assert model.num_classes == kwargs.get("num_classes", 19)
+        expected, found = build("bssnet_t", pretrained=True).state_dict(), model.state_dict()
+        assert not found["head.classifier.bias"].any()
+        assert all(torch.equal(found[name], tensor) for name, tensor in expected.items() if "classifier" not in name)
+
+    def test_earlier_names(self):
+        """Two modules were called ``fuse``, which timm takes for a method."""
+        expected = build("bssnet_t", pretrained=True)
+        tensors = load_file(WEIGHTS["bssnet_t.camvid"].path)
+        assert "decoder.fuse.attention.0.conv.weight" in tensors and "decoder.border.fuse.conv_y.conv.weight" in tensors
+        model = torch.nn.ModuleDict({"net": bssnet_zoo.BSSNet(num_classes=11, aux_heads=True)})
+        model.load_state_dict({f"net.{name}": tensor for name, tensor in tensors.items()})
+        assert all(torch.equal(model["net"].state_dict()[name], t) for name, t in expected.state_dict().items())
+
     def test_reset_classifier(self, variant):
         model = build(variant, aux_heads=True).train()
         x = torch.randn(2, 3, 64, 64)
@@ -106,8 +127,8 @@ class TestContract:
         model.reset_classifier(0)
         assert isinstance(model.get_classifier(), torch.nn.Identity)
         assert model(x).shape[1] == 128
-        model.reset_classifier(3)
-        assert model.eval()(x).shape == (2, 3, 64, 64)
+        model.eval().reset_classifier(3)
+        assert model(x).shape == (2, 3, 64, 64) and not any(module.training for module in model.modules())
 
     def test_drop_rate(self, variant):
         model = build(variant, drop_rate=0.9, aux_heads=True)
@@ -145,7 +166,10 @@ class TestContract:
         with torch.device("meta"):
             model = bssnet_zoo.create_model(variant).eval()
         assert {t.device.type for t in model.state_dict().values()} == {"meta"}
-        model.to_empty(device="cpu").load_state_dict(whole.state_dict())
+        model.to_empty(device="cpu").init_weights()
+        assert all(buffer.isfinite().all() for buffer in model.state_dict().values())
+        assert 0.9 < model.stem[1].conv.weight.std() / whole.stem[1].conv.weight.std() < 1.1
+        model.load_state_dict(whole.state_dict())
         x = torch.randn(1, 3, 64, 64)
         with torch.inference_mode():
             assert torch.equal(model(x), whole(x))
@@ -158,13 +182,10 @@ class TestContract:
         assert model.default_cfg is model.pretrained_cfg
         parameters, cfg = dict(model.named_parameters()), model.pretrained_cfg
         assert parameters[f"{cfg['first_conv']}.weight"].shape[1] == kwargs.get("in_chans", 3)
-        assert cfg["classifier"] == tuple(
-            name.removesuffix(".weight") for name, p in parameters.items()
-            if name.endswith("classifier.weight") and not name.startswith(("border_head.", "spatial_head.")))
-        assert len(cfg["classifier"]) == (3 if kwargs.get("aux_heads") else int(model.num_classes > 0))
+        assert kwargs.get("features_only") or (f"{cfg['classifier']}.weight" in parameters) == (model.num_classes > 0)
 
     def test_the_arguments_are_saved_with_the_weights(self, variant, tmp_path):
-        model = build(variant, num_classes=5, in_chans=4, aux_heads=True, weighted=False).eval()
+        model = build(variant, num_classes=5, in_chans=4, aux_heads=True).eval()
         timm.models.save_for_hf(model, tmp_path, safe_serialization=True)
         again = timm.create_model(f"local-dir:{tmp_path}", pretrained=True).eval()
         assert str(again) == str(model)
@@ -225,9 +246,13 @@ class TestFeatures:
                 (2 * WIDTH[variant], 8, 8), (8 * WIDTH[variant], 2, 2)]
 
     def test_pruned_model_ends_at_its_last_level(self, variant):
-        model = build(variant).eval()
-        assert model.prune_intermediate_layers([0, -3]) == [0, 2]
+        model, whole = build(variant).eval(), build(variant).eval()
         x = torch.randn(1, 3, 64, 64)
+        assert whole.prune_intermediate_layers([1, -1], prune_head=False) == [1, 4]
+        assert torch.equal(whole(x), model(x))
+        with pytest.raises(ValueError, match=r"prune_head=False keeps the decoder, which needs level 4.*got \[1\]"):
+            whole.prune_intermediate_layers([1], prune_head=False)
+        assert model.prune_intermediate_layers([0, -3]) == [0, 2]
         with torch.inference_mode():
             assert model(x).shape == model.forward_features(x).shape == (1, model.num_features, 4, 4)
         model.reset_classifier(0)
@@ -246,7 +271,7 @@ class TestTraining:
         scale = {id(p): group["lr_scale"] for group in optimizer.param_groups for p in group["params"]}
         assert len(scale) == len(list(model.parameters()))
         order = [model.stem[0].conv.weight, model.stages[0][0].conv1.conv.weight, model.stages[4][0].conv1.conv.weight,
-                 model.decoder.fuse.convs[1].conv.weight, model.head.classifier.weight]
+                 model.decoder.umf.convs[1].conv.weight, model.head.classifier.weight]
         scales = [scale[id(p)] for p in order]
         assert scales == sorted(set(scales)) and scales[-1] == 1
         assert model.no_weight_decay() == set()
@@ -317,6 +342,23 @@ class TestCompilers:
         x = torch.randn(1, 3, 97, 130)
         with torch.inference_mode():
             assert close(scripted(x), model(x))
+
+    def test_script_of_features(self):
+        model = timm.create_model("bssnet_t", features_only=True, out_indices=(1, 3)).eval()
+        scripted, x = torch.jit.script(model), torch.randn(1, 3, 64, 64)
+        assert all(torch.equal(a, b) for a, b in zip(scripted(x), model(x), strict=True))
+        with pytest.raises(Exception, match="expected images of shape"):  # its own class
+            scripted(torch.randn(1, 4, 64, 64))
+
+    def test_timm_folds_batchnorm(self):
+        """`timm.utils.reparameterize_model`, for ``--reparam`` of timm's scripts; also before and after `deploy`."""
+        model, x = build("bssnet_t", pretrained=True).eval(), street()
+        folded = timm.utils.reparameterize_model(model)
+        norms = sum(isinstance(module, torch.nn.BatchNorm2d) for module in folded.modules())
+        assert 0 < norms < 0.2 * sum(isinstance(module, torch.nn.BatchNorm2d) for module in model.modules())
+        with torch.inference_mode():
+            for found in (folded, bssnet_zoo.deploy(folded), timm.utils.reparameterize_model(bssnet_zoo.deploy(model))):
+                assert close(found(x), model(x))
 
     def test_script_of_training_heads(self):
         scripted = torch.jit.script(build("bssnet_t", aux_heads=True).train())
@@ -395,10 +437,10 @@ class TestCompilers:
 
 class TestBadInput:
     @pytest.mark.parametrize(("x", "message"), [
-        (torch.randn(3, 64, 64), r"expected images of shape \(N, 3, H, W\), got \(3, 64, 64\)"),
-        (torch.randn(1, 4, 64, 64), r"expected images of shape \(N, 3, H, W\), got \(1, 4, 64, 64\)"),
+        (torch.randn(3, 64, 64), r"expected images of shape \[N, 3, H, W\], got \[3, 64, 64\]"),
+        (torch.randn(1, 4, 64, 64), r"expected images of shape \[N, 3, H, W\], got \[1, 4, 64, 64\]"),
         (torch.zeros(1, 3, 64, 64, dtype=torch.uint8), "expected floating point images.*got torch.uint8.*predict"),
-        (torch.randn(1, 3, 64, 31), r"height and width of 32 or more, got \(64, 31\)"),
+        (torch.randn(1, 3, 64, 31), r"height and width of 32 or more, got \[64, 31\]"),
     ])
     def test_images(self, tiny, x, message):
         with pytest.raises(ValueError, match=message):
@@ -418,6 +460,8 @@ class TestBadInput:
         (dict(num_classes=-1), "num_classes must be 0 .* or more, got -1"),
         (dict(in_chans=0), "in_chans must be 1 or more, got 0"),
         (dict(num_classes=0, aux_heads=True), "aux_heads=True .* num_classes of 1 or more"),
+        (dict(pretrained="street"), "pretrained is True or False, got 'street': .*pretrained_cfg='street'"),
+        (dict(features_only=True, output_stride=16), "takes no output_stride: as an encoder of segmentation_models"),
     ])
     def test_arguments(self, kwargs, message):
         with pytest.raises(ValueError, match=message):

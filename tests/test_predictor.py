@@ -163,8 +163,6 @@ class TestAuto:
         assert predictor.runner.backend == "eager" and predictor.size is None
         prediction = predictor(np.zeros((40, 50, 3), np.uint8))
         assert prediction.labels.shape == (40, 50) and prediction.class_names[4] == "class_4"
-        summed = bssnet_zoo.create_model("bssnet_t", weighted=False)
-        assert Predictor(summed, size=64).runner.backend == "eager"
 
 
 @pytest.mark.parametrize(("size", "seen"), [

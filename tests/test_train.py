@@ -27,9 +27,7 @@ import bssnet_zoo
 from bssnet_zoo.cli import main
 from bssnet_zoo.cli.train import add_recipe_arguments, recipe_from_arguments
 from bssnet_zoo.distributed import Process
-from bssnet_zoo.hub import stage
 from bssnet_zoo.losses import BSSNetLoss
-from bssnet_zoo.models import WEIGHTS
 from bssnet_zoo.models.bssnet import BSSNetOutput
 from bssnet_zoo.models.smp import Renormalize
 from bssnet_zoo.training import loop, parts
@@ -406,7 +404,7 @@ def test_augmentation_of_the_recipe(tiny_recipe):
 
 @pytest.mark.parametrize("options", [
     {"class_mix": 2.}, {"gamma": -1.}, {"scale_range": (2., 0.5)}, {"data": "x:y"}, {"batch_size": 4, "grad_accum": 3},
-    {"loss_weights": (1., 1.)}, {"weighted": False, "init": str(WEIGHTS["bssnet_t.camvid"].path)}])
+    {"loss_weights": (1., 1.)}])
 def test_refused_before_a_folder_is_made(tiny_recipe, options, tmp_path):
     with pytest.raises(ValueError):
         train(replace(tiny_recipe, **options), tmp_path / "run")
@@ -538,23 +536,6 @@ class TestWiderAndOther:
         recipe = replace(tiny_recipe, loss_weights=(1., 1., 0., 0., 1., 1.))
         criterion = create_criterion(recipe).labels
         assert criterion.loss_weights.border == criterion.loss_weights.spatial == 0
-
-    def test_plain_sum(self, tiny_recipe):
-        model = create_student(replace(tiny_recipe, weighted=False), 3, CPU)
-        assert model.decoder.fuse.attention is None
-        with pytest.raises(ValueError, match="made with weighted=False"):
-            bssnet_zoo.deploy(model)
-
-    def test_plain_sum_is_evaluated(self, tiny_recipe, tmp_path):
-        recipe = replace(tiny_recipe.with_options(iterations=1), weighted=False)
-        train(recipe, tmp_path)
-        assert main(["eval", "--checkpoint", str(tmp_path / "best.safetensors"), "--workers", "0"]) == 0
-        for name in ("best.safetensors", "last.pth"):
-            model = bssnet_zoo.create_model("bssnet_t", checkpoint_path=tmp_path / name)
-            assert model.decoder.fuse.attention is None
-        stage("bssnet_t.sum", "acme", tmp_path / "staged", tmp_path / "best.safetensors", license="cc-by-4.0")
-        again = timm.create_model(f"local-dir:{tmp_path / 'staged'}", pretrained=True)
-        assert again.decoder.fuse.attention is None
 
     def test_eval_finds_the_model(self, tiny_recipe, tmp_path, capsys):
         model = bssnet_zoo.create_model("bssnet_b", num_classes=3)

@@ -191,7 +191,6 @@ class DeployedUMF(nn.Module):
 
     def __init__(self, umf: UMF):
         super().__init__()
-        assert umf.attention is not None
         semantic: Any = umf.convs[1]
         self.conv = UpsampleConvReLU(semantic.conv)
         self.weights = BlendWeights(umf.attention, umf.channels)
@@ -220,8 +219,7 @@ def fold_norms(model: nn.Module) -> None:
     """BatchNorm after a convolution goes into it; before one, it becomes a scale and a shift."""
     for module in model.modules():
         if isinstance(module, ConvNormAct):
-            module.conv = fuse_conv_bn_eval(module.conv, module.bn)
-            del module.bn
+            module.reparameterize()
         elif isinstance(module, NormActConv):
             module.set_submodule("bn", ScaleShift(module.bn))
 
@@ -272,8 +270,6 @@ def deploy(model: BSSNet) -> BSSNet:
         raise ValueError(f"deploy takes a BSSNet, got {type(model).__name__}: deploy first, then wrap or compile")
     if is_deployed(model):
         raise ValueError("deploy takes a BSSNet with its BatchNorm layers, this one has none: was it deployed before?")
-    if model.decoder is not None and model.decoder.fuse.attention is None:
-        raise ValueError("deploy takes a BSSNet that fuses by UMF, this one was made with weighted=False")
     deployed = copy.deepcopy(model).cpu().double().eval().requires_grad_(False)
     deployed.set_grad_checkpointing(False)
     if deployed.aux_heads:
@@ -284,11 +280,11 @@ def deploy(model: BSSNet) -> BSSNet:
     decoder = deployed.decoder
     if decoder is not None:
         for branch in (decoder.border, decoder.spatial):
-            branch.set_submodule("fuse", DeployedLUAFM(branch.fuse, inplace=True))
+            branch.set_submodule("luafm", DeployedLUAFM(branch.luafm, inplace=True))
         semantic = decoder.semantic
         semantic.set_submodule("fuse4", DeployedLUAFM(semantic.fuse4, inplace=False))
         semantic.set_submodule("fuse3", DeployedLUAFM(semantic.fuse3, inplace=False))
-        decoder.set_submodule("fuse", DeployedUMF(decoder.fuse))
+        decoder.set_submodule("umf", DeployedUMF(decoder.umf))
         assert isinstance(deployed.head, SegHead)
         deployed.head = deploy_head(deployed.head, decoder)
     return deployed.to(**get_device_dtype(model), memory_format=torch.channels_last)

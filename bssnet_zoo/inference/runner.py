@@ -173,7 +173,7 @@ def _deployable(model: nn.Module) -> BSSNet | None:
     """The model, if `deploy` takes it or made it."""
     if not isinstance(model, BSSNet) or model.decoder is None:
         return None
-    return model if is_deployed(model) or model.decoder.fuse.attention is not None else None
+    return model
 
 
 def _choose(backend: str, model: nn.Module, deployable: bool, device: torch.device, precision: str) -> str:

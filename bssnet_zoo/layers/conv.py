@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 __all__ = ["BasicBlock", "Bottleneck", "ConvNormAct", "NormActConv"]
 
@@ -35,6 +36,12 @@ class ConvNormAct(nn.Sequential):
         self.bn = nn.BatchNorm2d(out_channels, **dd)
         if act:
             self.act = nn.ReLU(inplace=True)
+
+    def reparameterize(self) -> None:
+        """Folds BatchNorm into the convolution, in eval mode: ``timm.utils.reparameterize_model`` calls it."""
+        if hasattr(self, "bn"):
+            self.conv = fuse_conv_bn_eval(self.conv, self.bn)
+            del self.bn
 
 
 class NormActConv(nn.Sequential):

@@ -14,9 +14,9 @@ __all__ = ["LUAFM", "UMF"]
 @torch.fx.wrap  # it branches on the type
 def channel_mean(feature: torch.Tensor) -> torch.Tensor:
     """Mean over the channels: (N, C, H, W) -> (N, 1, H, W)."""
-    if feature.dtype == torch.float16:  # which the sum over a wide map overflows
+    if feature.dtype == torch.float16:  # a sum over many channels overflows it
         return feature.mean(dim=1, keepdim=True)
-    # mean() has a whole map as its gradient, and in another memory format than the rest
+    # not mean(): its gradient takes the memory of the whole map, and loses channels_last
     return feature.sum(dim=1, keepdim=True) / feature.shape[1]
 
 
@@ -31,16 +31,16 @@ def channel_statistics(features: list[torch.Tensor]) -> torch.Tensor:
 
 # torch.fx cannot branch on shapes while it traces: these checks stay single calls in its graph
 @torch.fx.wrap
-def check_umf_inputs(features: list[torch.Tensor], channels: int, num_features: int, resized: tuple[int, ...]) -> None:
+def check_umf_inputs(features: list[torch.Tensor], channels: int, num_features: int, resized: list[int]) -> None:
     if len(features) != num_features:
         raise ValueError(f"UMF was built for num_features={num_features} feature maps, got {len(features)}")
     for i, feature in enumerate(features):
         if feature.ndim != 4 or feature.shape[1] != channels:
-            raise ValueError(f"UMF expects maps of shape (N, {channels}, H, W), features[{i}] is "
-                             f"{tuple(feature.shape)}: project it to {channels} channels first")
+            raise ValueError(f"UMF expects maps of shape [N, {channels}, H, W], features[{i}] is "
+                             f"{list(feature.shape)}: project it to {channels} channels first")
         if i not in resized and feature.shape[-2:] != features[0].shape[-2:]:
             raise ValueError(
-                f"UMF: features[{i}] is {tuple(feature.shape[-2:])}, features[0] is {tuple(features[0].shape[-2:])}: "
+                f"UMF: features[{i}] is {list(feature.shape[-2:])}, features[0] is {list(features[0].shape[-2:])}: "
                 f"resize it, or build UMF with {i} in resized (now {resized})")
 
 
@@ -63,7 +63,6 @@ class UMF(nn.Module):
         resized: Indices of the maps that are resized (nearest) to the size of ``features[0]`` and then smoothed by a
             3x3 convolution of their own. The other maps must have that size already. Index 0 sets the size and
             can't be resized.
-        weighted: Compute the weights; without, the result is the plain sum of the aligned maps, for comparison.
         device: Where to create the parameters.
         dtype: Type of the parameters.
 
@@ -77,7 +76,6 @@ class UMF(nn.Module):
             channels: int,
             num_features: int = 3,
             resized: Sequence[int] = (1,),
-            weighted: bool = True,
             device: torch.device | str | None = None,
             dtype: torch.dtype | None = None,
     ):
@@ -90,7 +88,7 @@ class UMF(nn.Module):
                              f"got {tuple(resized)}")
         self.channels = channels
         self.num_features = num_features
-        self.resized = tuple(sorted(set(resized)))
+        self.resized = sorted(set(resized))
         self.convs = nn.ModuleList([
             ConvNormAct(channels, channels, 3, **dd) if i in self.resized else nn.Identity()
             for i in range(num_features)
@@ -98,23 +96,17 @@ class UMF(nn.Module):
         self.attention = nn.Sequential(
             ConvNormAct(2 * num_features, 2 * num_features, 3, **dd),
             ConvNormAct(2 * num_features, num_features, 3, act=False, **dd),
-        ) if weighted else None
+        )
 
     def forward(self, features: list[torch.Tensor]) -> torch.Tensor:
         """Fuses ``num_features`` maps of (N, channels, H_i, W_i) into one (N, channels, H_0, W_0)."""
-        if not torch.jit.is_scripting():
-            check_umf_inputs(features, self.channels, self.num_features, self.resized)
+        check_umf_inputs(features, self.channels, self.num_features, self.resized)
         aligned: list[torch.Tensor] = []
         for i, conv in enumerate(self.convs):
             feature = features[i]
             if i in self.resized:
                 feature = F.interpolate(feature, size=features[0].shape[-2:], mode="nearest")
             aligned.append(conv(feature))
-        if self.attention is None:
-            total = aligned[0]
-            for feature in aligned[1:]:
-                total = total + feature
-            return total
         weights = torch.sigmoid(self.attention(channel_statistics(aligned)))
         fused = weights[:, :1] * aligned[0]
         for i in range(1, self.num_features):

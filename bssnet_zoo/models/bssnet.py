@@ -4,8 +4,10 @@ Paper: `BSSNet: A Real-Time Semantic Segmentation Network for Road Scenes Inspir
 TCSVT 34(5), 2024), https://doi.org/10.1109/TCSVT.2023.3325360. The trunk and PAPPM come from PIDNet (Xu et al., CVPR
 2023).
 """
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
+from functools import partial
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
@@ -24,13 +26,14 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from ..data.classes import CAMVID
 from ..layers import LUAFM, PAPPM, UMF, BasicBlock, Bottleneck, ConvNormAct, NormActConv
-from .checkpoints import CLASSIFIERS, checkpoint_filter_fn
+from .checkpoints import EARLIER_NAMES, checkpoint_filter_fn
 from .weights import WEIGHTS, hub_id, resolve_pretrained
 
 __all__ = ["BSSNet", "BSSNetOutput"]
 
 MIN_SIZE = 32  # height and width of an image, at least
-# whether what the compiler runs again in backward updates buffers once: 2.6 and 2.7 do so twice, 2.13 and 2.14 do not
+# under torch.compile, what is computed again in backward updates BatchNorm's statistics once more in torch 2.6 and 2.7,
+# not in 2.13 and 2.14
 COMPILER_KEEPS_BUFFERS = tuple(map(int, torch.__version__.split(".")[:2])) >= (2, 13)
 
 
@@ -62,11 +65,11 @@ class DetailBranch(nn.Module):
         super().__init__()
         self.conv1 = ConvNormAct(2 * dim, 2 * dim, 3, **dd)
         self.compress = ConvNormAct(4 * dim, 2 * dim, 1, **dd)
-        self.fuse = LUAFM(2 * dim, 2 * dim, **dd)
+        self.luafm = LUAFM(2 * dim, 2 * dim, **dd)
         self.conv2 = ConvNormAct(2 * dim, 4 * dim, 3, **dd)
 
     def forward(self, x: torch.Tensor, x3: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        tap = self.fuse(self.conv1(x), self.compress(x3))
+        tap = self.luafm(self.conv1(x), self.compress(x3))
         return tap, self.conv2(tap)
 
 
@@ -91,7 +94,6 @@ class Decoder(nn.Module):
             self,
             dim: int,
             upsample: bool,
-            weighted: bool = True,
             device: torch.device | str | None = None,
             dtype: torch.dtype | None = None,
     ):
@@ -100,7 +102,7 @@ class Decoder(nn.Module):
         self.border = DetailBranch(dim, **dd)
         self.spatial = DetailBranch(dim, **dd)
         self.semantic = SemanticBranch(dim, **dd)
-        self.fuse = UMF(4 * dim, num_features=3, resized=(1,), weighted=weighted, **dd)
+        self.umf = UMF(4 * dim, num_features=3, resized=(1,), **dd)
         self.refine: nn.Module = nn.Identity()
         if upsample:
             self.refine = nn.Sequential(ConvNormAct(4 * dim, 4 * dim, 3, **dd), nn.Upsample(scale_factor=2.))
@@ -115,7 +117,7 @@ class Decoder(nn.Module):
         border_tap, border = self.border(x, x3)
         spatial_tap, spatial = self.spatial(x, x3)
         semantic = self.semantic(x3, x4, x5)
-        fused = self.fuse([border, semantic, spatial])
+        fused = self.umf([border, semantic, spatial])
         return self.refine(fused), border_tap, spatial_tap
 
 
@@ -177,11 +179,13 @@ def create_classifier(
     return nn.Conv2d(in_channels, num_classes, 1, device=device, dtype=dtype)
 
 
-def init_weights(module: nn.Module) -> None:
+def init_weights(module: nn.Module, needs_reset: bool = False) -> None:
     if isinstance(module, nn.Conv2d):
         nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
         if module.bias is not None:
             nn.init.zeros_(module.bias)
+    elif needs_reset and isinstance(module, _BatchNorm):
+        module.reset_parameters()
 
 
 def check_num_classes(num_classes: int) -> None:
@@ -191,15 +195,15 @@ def check_num_classes(num_classes: int) -> None:
 
 # torch.fx cannot branch on shapes while it traces: this check stays a single call in its graph
 @torch.fx.wrap
-def check_images(images: torch.Tensor, in_chans: int) -> None:
+def check_images(images: torch.Tensor, in_chans: int, min_size: int = MIN_SIZE) -> None:
     if images.ndim != 4 or images.shape[1] != in_chans:
-        raise ValueError(f"expected images of shape (N, {in_chans}, H, W), got {tuple(images.shape)}")
+        raise ValueError(f"expected images of shape [N, {in_chans}, H, W], got {list(images.shape)}")
     if not images.is_floating_point():
         raise ValueError(f"expected floating point images, normalised by the model's mean and std, got {images.dtype}: "
                          "convert them first, or call bssnet_zoo.predict, which takes uint8")
-    if images.shape[2] < MIN_SIZE or images.shape[3] < MIN_SIZE:
+    if images.shape[2] < min_size or images.shape[3] < min_size:
         raise ValueError(
-            f"expected a height and width of {MIN_SIZE} or more, got {tuple(images.shape[2:])}: pad the images")
+            f"expected a height and width of {min_size} or more, got {list(images.shape[2:])}: pad the images")
 
 
 @contextmanager
@@ -229,7 +233,6 @@ class BSSNet(nn.Module):
         upsample: Convolve and upsample the fused map, which halves the output stride to 4.
         drop_rate: Channel dropout before the classifiers of the segmentation and FCN heads.
         aux_heads: Create the training heads (border, spatial, two FCN heads) and return their maps in training.
-        weighted: Fuse the branches by UMF; without, by a plain sum, which is an ablation and has no published weights.
         device: Where to create the parameters.
         dtype: Type of the parameters.
 
@@ -256,7 +259,6 @@ class BSSNet(nn.Module):
             upsample: bool = False,
             drop_rate: float = 0.1,
             aux_heads: bool = False,
-            weighted: bool = True,
             device: torch.device | str | None = None,
             dtype: torch.dtype | None = None,
     ):
@@ -291,14 +293,25 @@ class BSSNet(nn.Module):
                 BasicBlock(8 * dim, 8 * dim, **dd)),
             nn.Sequential(Bottleneck(8 * dim, 8 * dim, 2, **dd), Bottleneck(16 * dim, 8 * dim, **dd)),
         )
-        self.decoder: Decoder | None = Decoder(dim, upsample, weighted, **dd)
+        self.decoder: Decoder | None = Decoder(dim, upsample, **dd)
         self.head: nn.Module = SegHead(4 * dim, self.head_hidden_size, num_classes, drop_rate, **dd)
         if aux_heads:
             self.border_head = SegHead(2 * dim, dim, 1, **dd)
             self.spatial_head = SegHead(2 * dim, 2 * dim, in_chans, **dd)
             self.fcn_heads = nn.ModuleList(
                 FCNHead(channels, 2 * dim, num_classes, drop_rate, **dd) for channels in (4 * dim, 8 * dim))
-        self.apply(init_weights)
+        self.init_weights(needs_reset=False)
+
+    @torch.jit.ignore
+    def init_weights(self, needs_reset: bool = True) -> None:
+        """Initialises all weights, as after ``to_empty``; ``needs_reset`` also those of BatchNorm."""
+        self.apply(partial(init_weights, needs_reset=needs_reset))
+
+    def _load_from_state_dict(self, state_dict: dict[str, torch.Tensor], prefix: str, *args: Any) -> None:
+        for pattern, name in EARLIER_NAMES.items():
+            for old in [key for key in state_dict if re.match(pattern, key.removeprefix(prefix))]:
+                state_dict[prefix + re.sub(pattern, name, old.removeprefix(prefix))] = state_dict.pop(old)
+        super()._load_from_state_dict(state_dict, prefix, *args)
 
     @torch.jit.ignore
     def no_weight_decay(self) -> set[str]:
@@ -345,7 +358,7 @@ class BSSNet(nn.Module):
         heads: list[SegHead | FCNHead] = [self.head, *fcn_heads]
         for head in heads:
             channels = head.conv.conv.out_channels
-            head.classifier = create_classifier(channels, num_classes, **get_device_dtype(self))
+            head.classifier = create_classifier(channels, num_classes, **get_device_dtype(self)).train(head.training)
             init_weights(head.classifier)
 
     @torch.jit.unused
@@ -402,7 +415,7 @@ class BSSNet(nn.Module):
             The levels, after what ``forward_features`` gives unless ``intermediates_only``.
         """
         if output_fmt != "NCHW":
-            raise ValueError(f"output_fmt must be 'NCHW', got {output_fmt!r}")
+            raise ValueError(f"output_fmt must be 'NCHW', got '{output_fmt}'")
         check_images(x, self.in_chans)
         take_indices, max_index = feature_take_indices(len(self.stages), indices)
         stop_early = stop_early or intermediates_only or self.decoder is None
@@ -421,17 +434,26 @@ class BSSNet(nn.Module):
     ) -> list[int]:
         """Drops what the wanted trunk levels don't need: later stages, the decoder and every head.
 
-        ``forward_features`` and ``forward`` then give the last level that is left.
+        ``forward_features`` and ``forward`` then give the last level that is left. With ``prune_head=False`` the model
+        stays as it is, since its decoder reads all stages.
 
         Args:
             indices: The last n levels if an int, else these levels.
             prune_norm: For timm's signature: there is no final norm.
-            prune_head: For timm's signature: heads follow the decoder, which goes in any case.
+            prune_head: Drop the decoder and every head.
 
         Returns:
             The levels, counted from the first.
+
+        Raises:
+            ValueError: ``prune_head=False`` without the last level.
         """
         take_indices, max_index = feature_take_indices(len(self.stages), indices)
+        if not prune_head:
+            if max_index < len(self.stages) - 1:
+                raise ValueError(f"prune_head=False keeps the decoder, which needs level {len(self.stages) - 1}: "
+                                 f"take it in, or prune the head; got {indices}")
+            return take_indices
         self.stages = self.stages[:max_index + 1]
         self.decoder = None
         self.head = nn.Identity()
@@ -444,8 +466,7 @@ class BSSNet(nn.Module):
 
     def forward_features(self, x: torch.Tensor) -> torch.Tensor:
         """The fused map of the three branches: (N, in_chans, H, W) -> (N, 4C, H/8, W/8), for B (N, 4C, H/4, W/4)."""
-        if not torch.jit.is_scripting():
-            check_images(x, self.in_chans)
+        check_images(x, self.in_chans)
         features = self._forward_trunk(x)
         if self.decoder is None:
             return features[-1]
@@ -466,8 +487,7 @@ class BSSNet(nn.Module):
         return F.interpolate(logits, size=x.shape[-2:], mode="bilinear", align_corners=True)
 
     def _forward_train(self, x: torch.Tensor) -> BSSNetOutput:
-        if not torch.jit.is_scripting():
-            check_images(x, self.in_chans)
+        check_images(x, self.in_chans)
         features = self._forward_trunk(x)
         fused, border, spatial = self._forward_decoder(features)
         return BSSNetOutput(
@@ -483,7 +503,7 @@ def _cfg(**kwargs: Any) -> dict[str, Any]:
         "num_classes": 19, "input_size": (3, 1024, 2048), "min_input_size": (3, MIN_SIZE, MIN_SIZE), "pool_size": None,
         "crop_pct": 1.0, "interpolation": "bilinear", "mean": IMAGENET_DEFAULT_MEAN, "std": IMAGENET_DEFAULT_STD,
         "first_conv": "stem.0.conv",
-        "classifier": CLASSIFIERS,
+        "classifier": "head.classifier",
         "paper_name": "BSSNet: A Real-Time Semantic Segmentation Network for Road Scenes Inspired From AutoEncoder",
         "paper_ids": "doi:10.1109/TCSVT.2023.3325360",
         **kwargs,
@@ -531,6 +551,12 @@ def _create_bssnet(
         pretrained_cfg_overlay: dict[str, Any] | None = None,
         **kwargs: Any,
 ) -> BSSNet:
+    if isinstance(pretrained, str):
+        raise ValueError(f"pretrained is True or False, got '{pretrained}': choose weights by pretrained=True and "
+                         f"pretrained_cfg='{pretrained}', or by the name, '{variant}.{pretrained}'")
+    if "output_stride" in kwargs:
+        raise ValueError(f"{variant} has fixed strides of 4 to 64 and takes no output_stride: as an encoder of "
+                         "segmentation_models_pytorch, take an architecture without one, such as Unet or FPN")
     if pretrained:
         pretrained_cfg_overlay = resolve_pretrained(
             variant, pretrained_cfg, pretrained_cfg_overlay, kwargs.get("cache_dir"))
@@ -543,11 +569,7 @@ def _create_bssnet(
         **kwargs,
     )
     for module in model.modules():  # the wrapper of features_only has a config too
-        cfg = getattr(module, "pretrained_cfg", {})
-        cfg.pop("state_dict", None)  # the config describes weights, it doesn't hold them
-        if "classifier" in cfg:
-            names = dict(module.named_parameters())
-            cfg["classifier"] = tuple(name for name in CLASSIFIERS if f"{name}.weight" in names)
+        getattr(module, "pretrained_cfg", {}).pop("state_dict", None)  # it describes weights, it doesn't hold them
     return model
 
 

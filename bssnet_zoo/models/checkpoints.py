@@ -65,15 +65,15 @@ BSSNET_NAMES = TRUNK_NAMES + [
     (r"^decoder\.d_branch_layers\.1\.", "decoder.spatial.conv2."),
     (r"^decoder\.compression_b\.", "decoder.border.compress."),
     (r"^decoder\.compression_d\.", "decoder.spatial.compress."),
-    (r"^decoder\.uafm_ib\.", "decoder.border.fuse."),
-    (r"^decoder\.uafm_id\.", "decoder.spatial.fuse."),
+    (r"^decoder\.uafm_ib\.", "decoder.border.luafm."),
+    (r"^decoder\.uafm_id\.", "decoder.spatial.luafm."),
     (r"^decoder\.uafm([34])\.", r"decoder.semantic.fuse\1."),
     (r"^decoder\.spp\.scales\.0\.", "decoder.semantic.pappm.scale0."),
     (r"^decoder\.spp\.scales\.([1-4])\.", lambda match: f"decoder.semantic.pappm.scales.{int(match[1]) - 1}."),
     (r"^decoder\.spp\.processes\.", "decoder.semantic.pappm.process."),
     (r"^decoder\.spp\.", "decoder.semantic.pappm."),
-    (r"^decoder\.fuse_bdi\.conv_y\.", "decoder.fuse.convs.1."),
-    (r"^decoder\.fuse_bdi\.", "decoder.fuse."),
+    (r"^decoder\.fuse_bdi\.conv_y\.", "decoder.umf.convs.1."),
+    (r"^decoder\.fuse_bdi\.", "decoder.umf."),
     (r"^decoder\.upconv\.", "decoder.refine.0."),
     (r"^decode_head\.conv_seg\.", "head.classifier."),
     (r"^decode_head\.fuse_b_d_head\.", "head."),
@@ -84,6 +84,11 @@ BSSNET_NAMES = TRUNK_NAMES + [
     (r"^auxiliary_head\.(\d)\.conv_seg\.", r"fcn_heads.\1.classifier."),
     (r"^auxiliary_head\.(\d)\.convs\.0\.", r"fcn_heads.\1.conv."),
 ]
+EARLIER_NAMES = {  # in our own files, the bundled ones too
+    r"^decoder\.fuse\.": "decoder.umf.",
+    r"^decoder\.border\.fuse\.": "decoder.border.luafm.",
+    r"^decoder\.spatial\.fuse\.": "decoder.spatial.luafm.",
+}
 PIDNET_NAMES = [
     (r"^conv1\.0\.", "stem.0.conv."),
     (r"^conv1\.1\.", "stem.0.bn."),
@@ -105,7 +110,7 @@ class Checkpoint(NamedTuple):
     metadata: dict[str, str]
 
 
-def _rename(state_dict: StateDict, names: list) -> StateDict:
+def _rename(state_dict: StateDict, names: Iterable) -> StateDict:
     renamed = {}
     for name, tensor in state_dict.items():
         for pattern, replacement in names:
@@ -211,7 +216,7 @@ def convert_names(state_dict: StateDict) -> StateDict:
     network = {name.removeprefix(prefix): tensor for name, tensor in state_dict.items()
                if name.startswith(prefix) and not NO_WEIGHTS.match(name.removeprefix(prefix))}
     if prefixes and any(name.startswith("stages.") for name in network):
-        return network
+        return _rename(network, EARLIER_NAMES.items())
     if any(name.startswith("backbone.fuse_bdi.") for name in network):
         return _rename(network, BSSNET_NAMES)
     if any("i_branch_layers." in name for name in network):
@@ -328,7 +333,7 @@ def _fit(state_dict: StateDict, model: Any, adapt: bool) -> StateDict:
     elif num_classes != from_classes:
         may_differ += CLASSIFIERS
     found = checkpoint_num_classes(state_dict)
-    if found not in (None, num_classes, from_classes):
+    if from_classes >= 0 and found not in (None, num_classes, from_classes):  # -1 is timm's for any, to be replaced
         raise ValueError(f"the checkpoint has {found} classes, {num_classes} are asked for: num_classes must be "
                          f"{found}")
     is_trunk = all(name.startswith(TRUNK) for name in state_dict)

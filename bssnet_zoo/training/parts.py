@@ -95,7 +95,7 @@ def create_student(recipe: Recipe, num_classes: int, process: Process) -> BSSNet
         ValueError: ``init`` is neither a tag of the model nor a file, or does not fit.
     """
     torch.manual_seed(recipe.seed)
-    kwargs: dict[str, Any] = {"num_classes": num_classes, "aux_heads": True, "weighted": recipe.weighted}
+    kwargs: dict[str, Any] = {"num_classes": num_classes, "aux_heads": True}
     model: nn.Module
     if recipe.init is not None and recipe.init.startswith(WIDEN):
         if recipe.model != "bssnet_b":

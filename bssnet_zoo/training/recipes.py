@@ -40,7 +40,6 @@ class Recipe:
     model: str = option("bssnet_t", "bssnet_t or bssnet_b")
     init: str | None = option(None, "initial weights: a tag (camvid, street, pidnet_in1k), a checkpoint file, or for "
                               "bssnet_b widen:FILE with the checkpoint of a bssnet_t")
-    weighted: bool = option(True, "fuse the branches by UMF; --no-weighted by a plain sum, for comparison")
     data: str = option("camvid:data/camvid", "camvid:DIR, cityscapes:DIR, nightcity:DIR or folder:DIR")
     more_data: tuple[str, ...] | None = option(None, "further data sets of the same classes to train on; their images "
                                                      "take the place of those of the same split and name")
@@ -245,6 +244,7 @@ def parse_recipe(text: str, source: object) -> Recipe:
         saved = parse_yaml(text)
         if not isinstance(saved, dict):
             raise ValueError("it has no lines like 'lr: 0.01'")
+        saved.pop("weighted", None)  # an option that went; it stands in the notes of bundled files
         if unknown := [key for key in saved if key not in _types()]:
             raise ValueError(f"it has {unknown[0]!r}, which is no field")
         values: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in saved.items()}
