@@ -4,17 +4,20 @@ The network and its weights are those of this package. `BSSNetForSemanticSegment
 folders have timm's ``config.json``, so that ``timm.create_model("local-dir:FOLDER", pretrained=True)`` reads them too.
 """
 import inspect
+import json
 import os
 import secrets
 import shutil
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from huggingface_hub import constants
+from PIL import Image
 from timm.models import get_pretrained_cfg
 from torch import nn
 from torchvision.transforms.v2 import InterpolationMode
@@ -28,28 +31,38 @@ from .inference.resize import resize_logits
 from .losses import BSSNetLoss
 from .models import WEIGHTS, BSSNetOutput, create_model, list_models
 from .models.bssnet import as_bssnet, init_weights
-from .models.checkpoints import TRAINING_HEADS
+from .models.checkpoints import EARLIER_NAMES, TRAINING_HEADS
 from .models.weights import HUB_FILENAME, pinned_file
 
 try:
     from transformers import (
+        AutoBackbone,
         AutoConfig,
         AutoImageProcessor,
+        AutoModel,
         AutoModelForSemanticSegmentation,
         PretrainedConfig,
         PreTrainedModel,
     )
     from transformers.image_processing_utils import BaseImageProcessor, BatchFeature
-    from transformers.modeling_outputs import SemanticSegmenterOutput
+    from transformers.modeling_outputs import BackboneOutput, BaseModelOutputWithNoAttention, SemanticSegmenterOutput
     from transformers.models.auto.modeling_auto import MODEL_FOR_SEMANTIC_SEGMENTATION_MAPPING_NAMES
+    from transformers.utils import ModelOutput
+    try:
+        from transformers.backbone_utils import BackboneConfigMixin, BackboneMixin
+    except ImportError:  # before transformers 5
+        from transformers.utils.backbone_utils import BackboneConfigMixin, BackboneMixin
 except ImportError as error:
     raise ImportError(f"bssnet_zoo.transformers needs transformers ({error}): the extra [transformers], as in "
                       "pip install '.[transformers]'") from None
 
-__all__ = ["BSSNetConfig", "BSSNetForSemanticSegmentation", "BSSNetImageProcessor", "bundled"]
+__all__ = [
+    "BSSNetBackbone", "BSSNetConfig", "BSSNetForSemanticSegmentation", "BSSNetImageProcessor", "BSSNetModel", "bundled"]
+
+STAGES = 5
 
 
-class BSSNetConfig(PretrainedConfig):
+class BSSNetConfig(BackboneConfigMixin, PretrainedConfig):
     """What timm's ``config.json`` says, and what transformers adds to it.
 
     Args:
@@ -59,6 +72,8 @@ class BSSNetConfig(PretrainedConfig):
         num_classes: What timm calls ``num_labels``.
         label_names: Names of the classes, where ``id2label`` doesn't say otherwise.
         label_descriptions: Their colours, "#rrggbb", by name.
+        out_features: What `BSSNetBackbone` gives: ``stem``, ``stage1`` to ``stage5``; the last one, if None.
+        out_indices: The same as numbers from 0.
         **kwargs: As for every config of transformers: ``num_labels``, ``id2label``, ``label2id``, ...
     """
 
@@ -72,6 +87,8 @@ class BSSNetConfig(PretrainedConfig):
             num_classes: int | None = None,
             label_names: Sequence[str] | None = None,
             label_descriptions: dict[str, str] | None = None,
+            out_features: list[str] | None = None,
+            out_indices: Sequence[int] | None = None,
             **kwargs: Any,
     ):
         own = get_pretrained_cfg(architecture)
@@ -80,8 +97,9 @@ class BSSNetConfig(PretrainedConfig):
         if pretrained_cfg is None:
             pretrained_cfg = own.to_dict(remove_source=True, remove_null=True)
         self.architecture = architecture
-        self.pretrained_cfg = {key: value for key, value in pretrained_cfg.items() if key not in (
-            "num_classes", "label_names", "label_descriptions")}
+        self.pretrained_cfg = json.loads(json.dumps({  # lists, as they come back from a file
+            key: value for key, value in pretrained_cfg.items()
+            if key not in ("num_classes", "label_names", "label_descriptions")}))
         self.model_args = {key: value for key, value in (model_args or {}).items() if key != "num_classes"}
         self.label_descriptions = label_descriptions or {}
         if "id2label" not in kwargs and "num_labels" not in kwargs:
@@ -92,6 +110,15 @@ class BSSNetConfig(PretrainedConfig):
                 kwargs["num_labels"] = num_classes or own.num_classes
         if "dtype" not in kwargs:  # weights are float16 in the files, for size alone
             kwargs.setdefault("torch_dtype", "float32")
+        self.num_hidden_layers = STAGES
+        self.stage_names = ["stem", *(f"stage{i}" for i in range(1, STAGES + 1))]
+        kwargs.pop("stage_names", None)
+        kwargs.pop("num_hidden_layers", None)
+        self.out_features = out_features
+        if out_indices is not None:
+            self.out_indices = out_indices
+            if out_features not in (None, self.out_features):
+                raise ValueError(f"out_features {out_features} aren't the stages of out_indices {list(out_indices)}")
         super().__init__(**kwargs)
 
     def classes(self) -> dict[str, Any]:
@@ -118,17 +145,16 @@ class BSSNetConfig(PretrainedConfig):
         return {**super().to_dict(), **self.classes(), "pretrained_cfg": self.weights()}
 
 
-class BSSNetForSemanticSegmentation(PreTrainedModel):
-    """A `bssnet_zoo.BSSNet`, which is ``bssnet``: pixel values (N, 3, H, W) in, logits (N, num_labels, H, W) out.
-
-    With ``labels`` (N, H, W) there is a loss: cross-entropy where they aren't 255; in training with
-    ``model_args=dict(aux_heads=True)`` the paper's six, and logits then have the stride of the network.
-    """
+class BSSNetPreTrainedModel(PreTrainedModel):
+    """A `bssnet_zoo.BSSNet`, which is ``bssnet``, and what all models of transformers can do."""
 
     config_class = BSSNetConfig
     main_input_name = "pixel_values"
+    input_modalities = ("image",)
     accepts_loss_kwargs = False
-    _keys_to_ignore_on_load_unexpected = [rf"^{head}" for head in TRAINING_HEADS]
+    has_attentions = False
+    supports_gradient_checkpointing = True
+    _no_split_modules = ["BasicBlock", "Bottleneck", "Decoder"]
 
     def __init__(self, config: BSSNetConfig):
         super().__init__(config)
@@ -139,13 +165,20 @@ class BSSNetForSemanticSegmentation(PreTrainedModel):
         self._modules.update(bssnet._modules)
         bssnet._modules = self._modules
         self.__dict__["bssnet"] = bssnet
-        self.post_init()
 
-    def train(self, mode: bool = True) -> "BSSNetForSemanticSegmentation":
+    @classmethod
+    def from_pretrained(cls, *args: Any, **kwargs: Any) -> "BSSNetPreTrainedModel":
+        return super().from_pretrained(*args, **{"key_mapping": EARLIER_NAMES, **kwargs})
+
+    def train(self, mode: bool = True) -> "BSSNetPreTrainedModel":
         self.bssnet.training = mode  # for it is no child itself
         return super().train(mode)
 
-    def _replicate_for_data_parallel(self) -> "BSSNetForSemanticSegmentation":
+    def _set_gradient_checkpointing(self, enable: bool = True, *args: Any, **kwargs: Any) -> None:
+        self.gradient_checkpointing = enable  # what is_gradient_checkpointing looks at
+        self.bssnet.set_grad_checkpointing(enable)
+
+    def _replicate_for_data_parallel(self) -> "BSSNetPreTrainedModel":
         """As `Trainer` does for several GPUs in one process: the copy holds a copy of ``bssnet``."""
         replica: Any = super()._replicate_for_data_parallel()
         bssnet: Any = self.bssnet._replicate_for_data_parallel()
@@ -159,20 +192,124 @@ class BSSNetForSemanticSegmentation(PreTrainedModel):
         else:
             super()._init_weights(module)
 
+    def _run(
+            self,
+            run: Callable[[torch.Tensor], Any],
+            pixel_values: torch.Tensor,
+            output_hidden_states: bool | None,
+            output_attentions: bool | None,
+    ) -> tuple[Any, tuple[torch.Tensor, ...] | None]:
+        """What ``run`` gives, and what the stem and each stage gave, if that was asked for."""
+        if output_attentions:
+            raise ValueError("BSSNet has no attentions to output")
+        if not (self.config.output_hidden_states if output_hidden_states is None else output_hidden_states):
+            return run(pixel_values), None
+        hidden_states: list[torch.Tensor] = []
+        hooks = [module.register_forward_hook(lambda _module, _args, output: hidden_states.append(output))
+                 for module in (self.bssnet.stem, *self.bssnet.stages)]
+        try:
+            return run(pixel_values), tuple(hidden_states)
+        finally:
+            for hook in hooks:
+                hook.remove()
+
+    def _returned(self, output: ModelOutput, return_dict: bool | None) -> ModelOutput | tuple[Any, ...]:
+        return output if (self.config.return_dict if return_dict is None else return_dict) else output.to_tuple()
+
+
+class BSSNetModel(BSSNetPreTrainedModel):
+    """BSSNet without its heads: ``last_hidden_state`` is the fused map of the three branches."""
+
+    _keys_to_ignore_on_load_unexpected = [rf"^{head}" for head in ("head.", *TRAINING_HEADS)]
+
+    def __init__(self, config: BSSNetConfig):
+        super().__init__(config)
+        for name in [name for name in self._modules if name not in ("stem", "stages", "decoder")]:
+            setattr(self, name, nn.Identity())
+        self.post_init()
+
+    def forward(
+            self,
+            pixel_values: torch.Tensor,
+            output_hidden_states: bool | None = None,
+            output_attentions: bool | None = None,
+            return_dict: bool | None = None,
+    ) -> ModelOutput | tuple[Any, ...]:
+        fused, hidden_states = self._run(
+            self.bssnet.forward_features, pixel_values, output_hidden_states, output_attentions)
+        return self._returned(
+            BaseModelOutputWithNoAttention(last_hidden_state=fused, hidden_states=hidden_states), return_dict)
+
+
+class BSSNetBackbone(BackboneMixin, BSSNetPreTrainedModel):
+    """The trunk, for detectors and depth networks: ``feature_maps`` of the stages in ``config.out_features``."""
+
+    has_attentions = False
+    _keys_to_ignore_on_load_unexpected = [
+        rf"^{module}" for module in (r"stages\.", r"decoder\.", "head.", *TRAINING_HEADS)]
+
+    def __init__(self, config: BSSNetConfig):
+        super().__init__(config)
+        if hasattr(self, "_init_backbone"):  # before transformers 5
+            self._init_backbone(config)
+        channels = [info["num_chs"] for info in self.bssnet.feature_info]
+        self.num_features = [channels[0], *channels]
+        last = max(map(config.stage_names.index, self.out_features))
+        self.bssnet.prune_intermediate_layers([max(0, last - 1)])
+        self.post_init()
+
+    def forward(
+            self,
+            pixel_values: torch.Tensor,
+            output_hidden_states: bool | None = None,
+            output_attentions: bool | None = None,
+            return_dict: bool | None = None,
+    ) -> ModelOutput | tuple[Any, ...]:
+        wanted = self.config.output_hidden_states if output_hidden_states is None else output_hidden_states
+        _, levels = self._run(self.bssnet.forward_features, pixel_values, True, output_attentions)
+        levels_by_name = dict(zip(self.stage_names, levels or (), strict=False))  # up to the last wanted one
+        feature_maps = tuple(levels_by_name[name] for name in self.out_features)
+        return self._returned(
+            BackboneOutput(feature_maps=feature_maps, hidden_states=levels if wanted else None), return_dict)
+
+
+class BSSNetForSemanticSegmentation(BSSNetPreTrainedModel):
+    """BSSNet, whole: pixel values (N, 3, H, W) in, logits (N, num_labels, H, W) out.
+
+    With ``labels`` (N, H, W) there is a loss: cross-entropy where they aren't 255; in training with
+    ``model_args=dict(aux_heads=True)`` the paper's six, and logits then have the stride of the network.
+    ``hidden_states`` are those of the stem and the five stages.
+
+    Raises:
+        ValueError: One class, in the constructor; ``output_attentions``, in ``forward``.
+    """
+
+    _keys_to_ignore_on_load_unexpected = [rf"^{head}" for head in TRAINING_HEADS]
+
+    def __init__(self, config: BSSNetConfig):
+        if config.num_labels < 2:
+            raise ValueError(f"num_labels is {config.num_labels}: the loss and the label maps compare classes, so give "
+                             "two, the background and yours")
+        super().__init__(config)
+        self.post_init()
+
     def forward(
             self,
             pixel_values: torch.Tensor,
             labels: torch.Tensor | None = None,
+            output_hidden_states: bool | None = None,
+            output_attentions: bool | None = None,
             return_dict: bool | None = None,
-    ) -> SemanticSegmenterOutput | tuple[torch.Tensor, ...]:
-        output, loss = self.bssnet(pixel_values), None
-        logits = output.seg if isinstance(output, BSSNetOutput) else output
+    ) -> ModelOutput | tuple[Any, ...]:
+        output, hidden_states = self._run(self.bssnet, pixel_values, output_hidden_states, output_attentions)
+        logits, loss = output.seg if isinstance(output, BSSNetOutput) else output, None
         if labels is not None and isinstance(output, BSSNetOutput):
             loss = BSSNetLoss()(output, pixel_values, labels).total
         elif labels is not None:
-            loss = F.cross_entropy(logits, labels, ignore_index=IGNORE_INDEX)
-        result = SemanticSegmenterOutput(loss=loss, logits=logits)
-        return result.to_tuple() if return_dict is False else result
+            total = F.cross_entropy(logits, labels, ignore_index=IGNORE_INDEX, reduction="sum")
+            loss = total / (labels != IGNORE_INDEX).sum().clamp(min=1)  # 0 of a batch without labels, not nan
+        return self._returned(
+            SemanticSegmenterOutput(loss=loss, logits=logits, hidden_states=hidden_states), return_dict)
 
 
 class BSSNetImageProcessor(BaseImageProcessor):
@@ -205,37 +342,71 @@ class BSSNetImageProcessor(BaseImageProcessor):
             segmentation_maps: ImageLike | Sequence[ImageLike] | None = None,
             return_tensors: str | None = None,
             size: dict[str, int] | None = None,
+            do_resize: bool | None = None,
+            do_rescale: bool | None = None,
+            do_normalize: bool | None = None,
+            image_mean: Sequence[float] | None = None,
+            image_std: Sequence[float] | None = None,
+            do_convert_rgb: bool | None = None,
+            do_reduce_labels: bool | None = None,
+            input_data_format: str | None = None,
+            device: torch.device | str | None = None,
     ) -> BatchFeature:
         """Reads, resizes and normalises images; resizes label maps with them.
 
+        Options that aren't given are the processor's own.
+
         Args:
             images: One or a list of what a `Predictor` takes.
-            segmentation_maps: Their label maps: class ids, 255 for none; images of mode L or P, or arrays (H, W).
+            segmentation_maps: Their label maps, of the same sizes: class ids, 255 for none; images of mode L or P, or
+                arrays of integers (H, W).
             return_tensors: "pt", "np", ...
-            size: In the place of the processor's own.
+            size: As for the processor.
+            do_resize: False for the images' own size.
+            do_rescale: False if they are floating point numbers in 0..1 already.
+            do_normalize: False for values in 0..1.
+            image_mean: Of the normalisation.
+            image_std: Of the normalisation.
+            do_convert_rgb: True is what there is.
+            do_reduce_labels: False is what there is.
+            input_data_format: "channels_first" or "channels_last", of arrays and tensors; by default the way that their
+                library has: tensors (3, H, W), arrays (H, W, 3).
+            device: Where to compute ``pixel_values``.
 
         Returns:
             ``pixel_values`` (N, 3, h, w), and ``labels`` (N, h, w), int64.
 
         Raises:
-            ValueError: Not an image; a size that is none; images that come out at several sizes; a step that is
-                switched off, as other processors allow.
+            ValueError: Not an image; a size that is none; images that come out at several sizes; label maps that aren't
+                those of the images; a step that isn't possible.
         """
-        for step, instead in (("do_resize", "size=None"), ("do_rescale", "images in 0..1"),
-                              ("do_normalize", "image_mean=[0, 0, 0] and image_std=[1, 1, 1]")):
-            if getattr(self, step, True) is False:
-                raise ValueError(f"{step}=False is not possible here: give {instead}")
-        sides = _sides(self.size if size is None else size)
-        mean, std = (torch.tensor(x).reshape(3, 1, 1) for x in (self.image_mean, self.image_std))
+        def chosen(name: str, given: Any, default: Any) -> Any:
+            return getattr(self, name, default) if given is None else given
+
+        if not chosen("do_convert_rgb", do_convert_rgb, True):
+            raise ValueError("do_convert_rgb=False is not possible here: the network sees RGB")
+        if chosen("do_reduce_labels", do_reduce_labels, False):
+            raise ValueError("do_reduce_labels is not possible here: give label maps in which 255 is no class")
+        sides = _sides(chosen("size", size, None)) if chosen("do_resize", do_resize, True) else None
+        mean, std = (torch.tensor(x, device=device).reshape(3, 1, 1) for x in (
+            chosen("image_mean", image_mean, None), chosen("image_std", image_std, None)))
+        read = [read_image(_in_own_format(image, input_data_format)) for image in _listed(images)]
+        if not chosen("do_rescale", do_rescale, True) and not all(image.is_floating_point() for image in read):
+            raise ValueError("do_rescale=False is not possible for images of 8 bits: give floating point ones in 0..1")
         pixels = []
-        for image in _listed(images):
-            rgb = read_image(image)
-            pixels.append(normalise(TF.resize(rgb, sides, antialias=True) if sides else rgb, 1 / std, -mean / std))
+        for image in read:
+            rgb = image.to(device)
+            rgb = TF.resize(rgb, sides, antialias=True) if sides else rgb
+            pixels.append(normalise(rgb, 1 / std, -mean / std) if chosen("do_normalize", do_normalize, True)
+                          else TF.to_dtype(rgb, torch.float32, scale=True))
         data = {"pixel_values": _stacked(pixels)}
         if segmentation_maps is not None:
-            if self.do_reduce_labels:
-                raise ValueError("do_reduce_labels is not possible here: give label maps in which 255 is no class")
-            data["labels"] = _stacked([_labels(labels, sides) for labels in _listed(segmentation_maps, 3)])
+            maps = [_labels(labels) for labels in _listed(segmentation_maps, 3)]
+            found, expected = ([tuple(map_.shape[-2:]) for map_ in batch] for batch in (maps, read))
+            if found != expected:
+                raise ValueError(f"label maps have the sizes of their images, {expected}, got {found}")
+            data["labels"] = _stacked([TF.resize(
+                ids[None], sides, interpolation=InterpolationMode.NEAREST_EXACT)[0] if sides else ids for ids in maps])
         return BatchFeature(data, tensor_type=return_tensors)
 
     def __call__(self, images: ImageLike | Sequence[ImageLike], *args: Any, **kwargs: Any) -> BatchFeature:
@@ -245,19 +416,43 @@ class BSSNetImageProcessor(BaseImageProcessor):
             self,
             outputs: SemanticSegmenterOutput,
             target_sizes: Sequence[tuple[int, int]] | None = None,
-    ) -> list[torch.Tensor]:
-        """Label maps (H, W), int64, at the sizes of the images, or of the logits."""
+            return_segmentation_scores: bool = False,
+    ) -> list[torch.Tensor] | list[BatchFeature]:
+        """Label maps (H, W), int64, at the sizes of the images, or of the logits.
+
+        With ``return_segmentation_scores`` a list of ``segmentation``, which is that map, and ``segmentation_scores``,
+        the logits (num_labels, H, W) at its size.
+
+        Raises:
+            ValueError: Not a size for each image.
+        """
         logits = outputs.logits
         seen = logits.shape[-2:]
         sizes = [seen] * len(logits) if target_sizes is None else target_sizes
-        return [
-            torch.cat([strip[0].max(0).indices for strip in resize_logits(logits[i:i + 1], seen, seen, tuple(size))])
-            for i, size in enumerate(sizes)]
+        if len(sizes) != len(logits):
+            raise ValueError(f"target_sizes has {len(sizes)} sizes for {len(logits)} images: give one for each")
+        results: list[Any] = []
+        for i, size in enumerate(sizes):
+            strips = resize_logits(logits[i:i + 1], seen, seen, tuple(map(int, size)))
+            if return_segmentation_scores:
+                scores = torch.cat([strip[0] for strip in strips], dim=1)
+                results.append(BatchFeature({"segmentation": scores.max(0).indices, "segmentation_scores": scores}))
+            else:
+                results.append(torch.cat([strip[0].max(0).indices for strip in strips]))
+        return results
 
 
 def _listed(images: Any, ndim_of_batch: int = 4) -> list[Any]:
     is_batch = isinstance(images, (list, tuple)) or getattr(images, "ndim", 0) == ndim_of_batch
     return list(images) if is_batch else [images]
+
+
+def _in_own_format(image: Any, data_format: str | None) -> Any:
+    if isinstance(image, torch.Tensor) and data_format == "channels_last":
+        return image.movedim(-1, 0)
+    if isinstance(image, np.ndarray) and data_format == "channels_first":
+        return np.moveaxis(image, 0, -1)
+    return image
 
 
 def _sides(size: Any) -> list[int] | None:
@@ -271,11 +466,19 @@ def _sides(size: Any) -> list[int] | None:
     raise ValueError(f"size is dict(shortest_edge=...) or dict(height=..., width=...), got {size}")
 
 
-def _labels(labels: Any, sides: list[int] | None) -> torch.Tensor:
-    ids = labels if isinstance(labels, torch.Tensor) else TF.pil_to_tensor(labels)[0] if hasattr(
-        labels, "getbands") else torch.as_tensor(labels)
-    if sides:
-        ids = TF.resize(ids[None], sides, interpolation=InterpolationMode.NEAREST_EXACT)[0]
+def _labels(labels: Any) -> torch.Tensor:
+    """Class ids (H, W), int64.
+
+    Raises:
+        ValueError: They aren't.
+    """
+    if isinstance(labels, Image.Image):
+        labels = TF.pil_to_tensor(labels)
+        labels = labels[0] if len(labels) == 1 else labels
+    ids = torch.as_tensor(labels)
+    if ids.ndim != 2 or ids.is_floating_point() or ids.is_complex():
+        raise ValueError(f"a label map has one class id for each pixel, integers of shape (H, W), got {ids.dtype} of "
+                         f"shape {tuple(ids.shape)}: turn colours into ids first, and don't scale ids by ToTensor")
     return ids.long()
 
 
@@ -316,6 +519,8 @@ def bundled(name: str = "bssnet_t.camvid") -> str:
 
 
 AutoConfig.register("bssnet", BSSNetConfig, exist_ok=True)
+AutoModel.register(BSSNetConfig, BSSNetModel, exist_ok=True)
+AutoBackbone.register(BSSNetConfig, BSSNetBackbone, exist_ok=True)
 AutoModelForSemanticSegmentation.register(BSSNetConfig, BSSNetForSemanticSegmentation, exist_ok=True)
 if "image_processor_classes" in inspect.signature(AutoImageProcessor.register).parameters:  # from transformers 5 on
     backends = dict.fromkeys(("pil", "torchvision"), BSSNetImageProcessor)

@@ -12,18 +12,27 @@ from PIL import Image
 from test_hub import hub, own, python  # noqa: F401
 from test_pretrained import STREET
 from transformers import (
+    AutoBackbone,
     AutoConfig,
     AutoImageProcessor,
+    AutoModel,
     AutoModelForSemanticSegmentation,
     Trainer,
     TrainingArguments,
     pipeline,
 )
+from transformers.modeling_outputs import SemanticSegmenterOutput
 
 import bssnet_zoo
 from bssnet_zoo.cli import main
 from bssnet_zoo.models.weights import WEIGHTS
-from bssnet_zoo.transformers import BSSNetConfig, BSSNetForSemanticSegmentation, BSSNetImageProcessor, bundled
+from bssnet_zoo.transformers import (
+    BSSNetBackbone,
+    BSSNetConfig,
+    BSSNetForSemanticSegmentation,
+    BSSNetImageProcessor,
+    bundled,
+)
 
 
 @pytest.fixture(scope="module")
@@ -107,11 +116,76 @@ class TestAuto:
         assert logits(model, torch.zeros(1, 3, 64, 96)).shape == (1, 19, 64, 96)
         assert logits(model, torch.zeros(1, 3, 64, 96)).isfinite().all()
 
+    def test_one_class(self):
+        with pytest.raises(ValueError, match="num_labels is 1: .*give two, the background and yours"):
+            BSSNetForSemanticSegmentation(BSSNetConfig(num_labels=1))
+
+    def test_config_comes_back_from_its_file(self, tmp_path):
+        config = BSSNetConfig("bssnet_b", num_labels=3, out_features=["stem", "stage3"])
+        config.save_pretrained(tmp_path)
+        assert BSSNetConfig.from_pretrained(tmp_path).to_dict() == config.to_dict()
+
     def test_without_transformers(self, monkeypatch):
         monkeypatch.setitem(sys.modules, "transformers", None)
         monkeypatch.delitem(sys.modules, "bssnet_zoo.transformers")
         with pytest.raises(ImportError, match=r"needs transformers \(.*\): the extra \[transformers\], as in pip"):
             __import__("bssnet_zoo.transformers")
+
+
+class TestOutputs:
+    x = torch.randn(2, 3, 64, 96, generator=torch.Generator().manual_seed(0))
+
+    @pytest.fixture
+    def model(self):
+        torch.manual_seed(0)
+        return BSSNetForSemanticSegmentation(BSSNetConfig(num_labels=3, model_args={"dim": 8}))
+
+    def test_of_every_kind(self, model):
+        output = model.eval()(self.x, output_hidden_states=True)
+        levels = model.bssnet.forward_intermediates(self.x, intermediates_only=True)
+        assert len(output.hidden_states) == 6 and torch.equal(output.hidden_states[0], model.bssnet.stem(self.x))
+        assert all(torch.equal(a, b) for a, b in zip(output.hidden_states[1:], levels, strict=True))
+        assert model(self.x).hidden_states is None and not model.bssnet.stem._forward_hooks
+        logits, hidden_states = model(self.x, output_hidden_states=True, return_dict=False)
+        assert torch.equal(logits, output.logits) and len(hidden_states) == 6
+        with pytest.raises(ValueError, match="no attentions"):
+            model(self.x, output_attentions=True)
+
+    def test_backbone_and_base_model(self, model, tmp_path):
+        """Both read the whole model's files. A detector or depth network is given a backbone by its config."""
+        model.eval().save_pretrained(tmp_path)
+        backbone = BSSNetBackbone.from_pretrained(tmp_path, out_features=["stem", "stage2"])
+        again = AutoBackbone.from_config(AutoConfig.from_pretrained(tmp_path, out_indices=[0, 2]))
+        again.load_state_dict(backbone.state_dict())
+        base = AutoModel.from_pretrained(tmp_path)
+        hidden_states = model(self.x, output_hidden_states=True).hidden_states
+        assert torch.equal(base(self.x).last_hidden_state, model.bssnet.forward_features(self.x))
+        for found in (backbone, again.eval()):
+            assert found.channels == [8, 16] and len(found.bssnet.stages) == 2
+            stem, stage2 = found(self.x).feature_maps
+            assert torch.equal(stem, hidden_states[0]) and torch.equal(stage2, hidden_states[2])
+        with pytest.raises(ValueError, match="out_features"):
+            BSSNetConfig(out_features=["stage1", "stage2"], out_indices=[0, 2])
+
+    def test_gradient_checkpointing(self, model):
+        """Inside the network, and so by the same numbers; `TrainingArguments` has a switch for it."""
+        labels, gradients = torch.ones(2, 64, 96, dtype=torch.int64), []
+        for enable in (model.gradient_checkpointing_disable, model.gradient_checkpointing_enable):
+            enable()
+            torch.manual_seed(0)
+            model.train()(self.x, labels=labels).loss.backward()
+            gradients.append([parameter.grad.clone() for parameter in model.parameters()])
+            model.zero_grad()
+        assert model.is_gradient_checkpointing and model.bssnet.grad_checkpointing
+        assert all(torch.equal(a, b) for a, b in zip(*gradients, strict=True))
+
+    def test_a_batch_without_labels(self, model):
+        loss = model.train()(self.x, labels=torch.full((2, 64, 96), 255)).loss
+        loss.backward()
+        assert loss == 0 and not model.bssnet.stem[0].conv.weight.grad.any()
+        labels = torch.randint(0, 3, (2, 64, 96))
+        output = model.eval()(self.x, labels=labels)
+        torch.testing.assert_close(output.loss, torch.nn.functional.cross_entropy(output.logits, labels))
 
 
 FROM_HUB = """
@@ -186,12 +260,50 @@ class TestImageProcessor:
         assert batch["pixel_values"].shape == (2, 3, 90, 120) and batch["labels"].shape == (2, 90, 120)
 
     @pytest.mark.parametrize(("option", "message"), [
-        (dict(do_resize=False), "do_resize=False is not possible here: give size=None"),
-        (dict(do_rescale=False), "do_rescale=False is not"), (dict(do_normalize=False), "do_normalize=False is not"),
+        (dict(do_rescale=False), "do_rescale=False is not possible for images of 8 bits"),
+        (dict(do_convert_rgb=False), "do_convert_rgb=False is not possible here"),
         (dict(do_reduce_labels=True), "do_reduce_labels is not possible here: give label maps in which 255 is no")])
     def test_steps_that_cannot_be_chosen(self, folder, street, option, message):
+        loaded = AutoImageProcessor.from_pretrained(folder, **option)
+        for processor, options in ((loaded, {}), (BSSNetImageProcessor(), option)):
+            with pytest.raises(ValueError, match=message):
+                processor([street], [np.zeros((180, 240), np.uint8)], **options)
+
+    def test_steps_that_can(self, street):
+        """For one processor, and for one call."""
+        array = np.asarray(street)
+        ours, size = BSSNetImageProcessor(size=dict(height=60, width=80)), dict(height=60, width=80)
+        plain = dict(do_resize=False, do_normalize=False)
+        expected = torch.from_numpy(array / 255).permute(2, 0, 1)[None].float()
+        for found in (ours(street, **plain), BSSNetImageProcessor(size=size, **plain)(street),
+                      ours(expected[0], do_rescale=False, **plain),
+                      ours(array.transpose(2, 0, 1), input_data_format="channels_first", **plain),
+                      ours(torch.from_numpy(array.copy()), input_data_format="channels_last", **plain)):
+            torch.testing.assert_close(found["pixel_values"], expected)
+        assert ours(street, device="meta")["pixel_values"].device.type == "meta"
+        whitened = ours(street, image_mean=[0.5] * 3, image_std=[0.5] * 3, do_resize=False)["pixel_values"]
+        torch.testing.assert_close(whitened, 2 * expected - 1)
+
+    @pytest.mark.parametrize(("maps", "message"), [
+        (np.zeros((180, 240, 3), np.uint8), "label maps have the sizes of their images|integers of shape"),
+        ([np.zeros((180, 240, 3), np.uint8)], r"integers of shape \(H, W\), got torch.uint8 of shape \(180, 240, 3\)"),
+        ([Image.new("RGB", (240, 180))], r"shape \(3, 180, 240\): turn colours into ids"),
+        ([torch.zeros(180, 240)], "got torch.float32 .*don't scale ids by ToTensor"),
+        ([np.zeros((90, 120), np.uint8)], r"sizes of their images, \[\(180, 240\)\], got \[\(90, 120\)\]"),
+        ([np.zeros((180, 240), np.uint8)] * 2, "sizes of their images")])
+    def test_label_maps_that_are_none(self, street, maps, message):
         with pytest.raises(ValueError, match=message):
-            AutoImageProcessor.from_pretrained(folder, **option)([street], [np.zeros((180, 240), np.uint8)])
+            BSSNetImageProcessor()([street], maps)
+
+    def test_post_processing(self):
+        processor, output = BSSNetImageProcessor(), SemanticSegmenterOutput(logits=torch.randn(3, 4, 8, 12))
+        with pytest.raises(ValueError, match="target_sizes has 2 sizes for 3 images"):
+            processor.post_process_semantic_segmentation(output, [(16, 24)] * 2)
+        for sizes, size in ((None, (8, 12)), (torch.tensor([[20, 30]] * 3), (20, 30))):
+            maps = processor.post_process_semantic_segmentation(output, sizes)
+            scored = processor.post_process_semantic_segmentation(output, sizes, return_segmentation_scores=True)
+            assert {tuple(result.segmentation_scores.shape) for result in scored} == {(4, *size)}
+            assert all(torch.equal(map_, result.segmentation) for map_, result in zip(maps, scored, strict=True))
 
     def test_bad_input(self, street):
         processor = BSSNetImageProcessor()
@@ -219,7 +331,8 @@ def test_trainer(folder, street, tmp_path, aux_heads):
     data = [dict(pixel_values=x, labels=y) for x, y in zip(batch["pixel_values"], batch["labels"], strict=True)]
     arguments = TrainingArguments(
         tmp_path / "run", max_steps=12, per_device_train_batch_size=2, learning_rate=5e-4, logging_steps=1,
-        report_to="none", use_cpu=True, save_strategy="no", seed=0, disable_tqdm=True)
+        report_to="none", use_cpu=True, save_strategy="no", seed=0, disable_tqdm=True,
+        gradient_checkpointing=aux_heads)
     trainer = Trainer(model=model, args=arguments, train_dataset=data, eval_dataset=data)
     before = trainer.evaluate()["eval_loss"]
     trainer.train()
