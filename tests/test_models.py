@@ -3,6 +3,7 @@ import copy
 import functools
 import pickle
 import re
+from pathlib import Path
 
 import pytest
 import timm
@@ -483,6 +484,14 @@ class TestBadInput:
     def test_names(self, name, message):
         with pytest.raises(ValueError, match=message):
             bssnet_zoo.create_model(name)
+
+
+def test_torch_hub():
+    hub = dict(repo_or_dir=str(Path(__file__).parents[1]), source="local", trust_repo=True)
+    found = torch.hub.load(model="bssnet_t", pretrained=True, pretrained_cfg="street", **hub)
+    expected = bssnet_zoo.create_model("bssnet_t.street", pretrained=True)
+    assert torch.equal(found.head.classifier.weight, expected.head.classifier.weight)
+    assert 'pretrained_cfg`` ("camvid", "street"' in bssnet_zoo.models.bssnet_t.__doc__  # what torch.hub.help prints
 
 
 def test_list_models():

@@ -179,6 +179,15 @@ class TestOutputs:
         assert model.is_gradient_checkpointing and model.bssnet.grad_checkpointing
         assert all(torch.equal(a, b) for a, b in zip(*gradients, strict=True))
 
+    @pytest.mark.slow
+    def test_exporter_of_transformers(self, model):
+        """From images above 512 pixels a side to any others of that kind, as docs/transformers.md says."""
+        dynamo = pytest.importorskip("transformers.exporters.exporter_dynamo")
+        exported = dynamo.DynamoExporter().export(
+            model.eval(), dict(pixel_values=torch.randn(2, 3, 544, 576)), config=dynamo.DynamoConfig(dynamic=True))
+        x = torch.randn(1, 3, 530, 700)
+        torch.testing.assert_close(exported(pixel_values=x).logits, logits(model, x), rtol=1e-4, atol=1e-4)
+
     def test_a_batch_without_labels(self, model):
         loss = model.train()(self.x, labels=torch.full((2, 64, 96), 255)).loss
         loss.backward()

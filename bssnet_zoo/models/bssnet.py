@@ -577,6 +577,11 @@ def _create_bssnet(
 def bssnet_t(pretrained: bool = False, **kwargs: Any) -> BSSNet:
     """BSSNet-T: 8.4 M parameters, base width 32, output stride 8.
 
+    Args:
+        pretrained: Load weights: those of the tag ``camvid``, or of the one in ``pretrained_cfg``.
+        **kwargs: ``pretrained_cfg`` ("camvid", "street", "pidnet_in1k"), ``num_classes``, ``in_chans``,
+            ``features_only`` and what else `bssnet_zoo.create_model` takes; arguments of `BSSNet`.
+
     Example:
         >>> bssnet_t(num_classes=5).num_classes
         5
@@ -587,6 +592,10 @@ def bssnet_t(pretrained: bool = False, **kwargs: Any) -> BSSNet:
 @register_model
 def bssnet_b(pretrained: bool = False, **kwargs: Any) -> BSSNet:
     """BSSNet-B: 32.1 M parameters, base width 64, output stride 4.
+
+    Args:
+        pretrained: Load weights: those of the tag ``camvid``, or of the one in ``pretrained_cfg``.
+        **kwargs: ``pretrained_cfg`` ("camvid", "pidnet_in1k") and what else `bssnet_t` takes.
 
     Example:
         >>> bssnet_b(num_classes=5, device="meta").num_features
