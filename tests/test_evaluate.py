@@ -239,7 +239,6 @@ class TestCommand:
         (["--data", "FOLDER"], "the model has 11 classes, the data set 3"),
         (["--data", "FOLDER", "--model", "bssnet_t.pidnet_in1k"], "has no trained classifier"),
         (["--data", "FOLDER", "--sliding-window", "3"], "--sliding-window: a height and a width are needed"),
-        (["--data", "FOLDER", "--model", "smp:unet/resnet18"], "has no pretrained weights: give a checkpoint"),
     ])
     def test_errors(self, folder, args, message, capsys):
         args = [folder if arg == "FOLDER" else arg for arg in args]

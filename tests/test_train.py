@@ -29,11 +29,11 @@ from bssnet_zoo.cli.train import add_recipe_arguments, recipe_from_arguments
 from bssnet_zoo.distributed import Process
 from bssnet_zoo.losses import BSSNetLoss
 from bssnet_zoo.models.bssnet import BSSNetOutput
-from bssnet_zoo.models.smp import Renormalize
 from bssnet_zoo.training import loop, parts
 from bssnet_zoo.training.feature_distillation import (
     FeatureStudent,
     FeatureTeacher,
+    Renormalize,
     create_feature_teacher,
     create_projections,
     feature_loss,

@@ -1,15 +1,16 @@
 """Other real-time networks that pip installs, with random weights: to compare speed with, not accuracy."""
 from typing import Any
 
+import timm
 import torch
 import torch.nn.functional as F
 import torchvision
 from torch import nn
 from torchvision.models.segmentation import LRASPP
 
-from ..models.smp import SMP, SmpModel
-
 __all__ = ["Peer", "create_peer"]
+
+SMP = "smp:"
 
 
 class Peer(nn.Module):
@@ -37,6 +38,23 @@ class Peer(nn.Module):
         return F.interpolate(self.forward_features(x), size=x.shape[-2:], mode="bilinear")
 
 
+def create_smp(name: str, num_classes: int) -> Any:
+    """``smp:ARCHITECTURE/ENCODER``: a network of segmentation_models_pytorch on an encoder of timm."""
+    try:
+        import segmentation_models_pytorch as smp
+    except ImportError:
+        raise RuntimeError(f"{name} needs segmentation_models_pytorch: the extra [bench], as in "
+                           "pip install '.[bench]'") from None
+    architecture, _, encoder = name.removeprefix(SMP).partition("/")
+    if not timm.is_model(encoder):
+        raise ValueError(f"{name} has no encoder that timm knows: write smp:ARCHITECTURE/ENCODER, for example "
+                         "smp:unet/mobilenetv2_100")
+    try:
+        return smp.create_model(architecture, f"tu-{encoder}", None, classes=num_classes)
+    except KeyError as error:
+        raise ValueError(f"{name}: {str(error.args[0]).splitlines()[0]}") from None
+
+
 def create_peer(name: str, num_classes: int) -> Peer:
     """A peer by name, with random weights, in eval mode.
 
@@ -50,7 +68,7 @@ def create_peer(name: str, num_classes: int) -> Peer:
         RuntimeError: segmentation_models_pytorch isn't installed.
     """
     if name.startswith(SMP):
-        network = SmpModel(name, num_classes).network
+        network = create_smp(name, num_classes)
         network.segmentation_head[1] = nn.Identity()
         return Peer(network).eval()
     names = torchvision.models.list_models(module=torchvision.models.segmentation)

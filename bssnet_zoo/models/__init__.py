@@ -6,7 +6,6 @@
 - `checkpoints`: files of any known naming; `widen` makes a B of a T.
 - `metadata`: what a checkpoint says of itself.
 - `classes`: names and colours of a model's classes. `summary`: parameters and multiply-adds.
-- `smp`: networks of others on encoders of timm, to be teachers and peers.
 """
 from .bssnet import BSSNet, BSSNetOutput, bssnet_b, bssnet_t
 from .checkpoints import convert_checkpoint, load_checkpoint, read_checkpoint

@@ -11,7 +11,7 @@ import os
 import pickle
 import re
 import struct
-from collections.abc import Collection
+from collections.abc import Collection, Iterable
 from pathlib import Path
 from typing import Any, NamedTuple
 

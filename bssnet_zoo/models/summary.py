@@ -22,7 +22,8 @@ def count_multiply_adds(model: Any, height: int, width: int) -> int:
     """Multiply-adds of the convolutions for one image up to the raw logits: half of what FlopCounterMode counts.
 
     Args:
-        model: A model with ``forward_features`` and ``forward_head``; on the ``meta`` device it costs nothing.
+        model: A model with ``in_chans``, ``forward_features`` and ``forward_head``. On the ``meta`` device it costs
+            nothing.
         height: Image height in pixels.
         width: Image width in pixels.
     """

@@ -1,20 +1,78 @@
 """Feature distillation: a trunk that learns to tell what a pretrained encoder sees."""
 import os
+import re
+from collections.abc import Mapping
 from functools import partial
 from typing import Any, NamedTuple
 
 import timm
 import torch
 import torch.nn.functional as F
+from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from torch import nn
 
 from ..models import BSSNet
 from ..models.checkpoints import read_state_dict
-from ..models.smp import Renormalize, encoder_weights
 from .recipes import Recipe
 
 __all__ = [
     "FeatureStudent", "FeatureTeacher", "TaughtOutput", "create_feature_teacher", "create_projections", "feature_loss"]
+
+
+ENCODER_PREFIX = re.compile(r"^(network\.)?(encoder\.)?(model\.)?")
+
+
+class Renormalize(nn.Module):
+    """From our normalisation of images (N, 3, H, W) to the one that an encoder of timm was trained with."""
+
+    scale: torch.Tensor
+    shift: torch.Tensor
+
+    def __init__(self, encoder: str):
+        super().__init__()
+        cfg = timm.get_pretrained_cfg(encoder)
+        if cfg is None:
+            raise ValueError(f"timm doesn't say how '{encoder}' was trained")
+        mean, std, own_mean, own_std = (
+            torch.tensor(x).reshape(1, 3, 1, 1)
+            for x in (cfg.mean, cfg.std, IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD))
+        self.register_buffer("scale", own_std / std, persistent=False)
+        self.register_buffer("shift", (own_mean - mean) / std, persistent=False)
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        return torch.addcmul(self.shift, images, self.scale)
+
+
+def encoder_weights(
+        own: Mapping[str, torch.Tensor],
+        given: Mapping[str, torch.Tensor],
+        path: str | os.PathLike,
+) -> dict[str, torch.Tensor]:
+    """Weights of an encoder, of whatever names, under those that it has here.
+
+    They are found by timm's names. If they have none of these, they must have timm's order and shapes up to the
+    encoder's last feature; classifiers that follow are left out.
+
+    Args:
+        own: The encoder's tensors, in its order.
+        given: Those of the file.
+        path: The file, for the error message.
+
+    Raises:
+        ValueError: Some are missing, or of another shape.
+    """
+    own, given = ({name: tensor for name, tensor in weights.items() if not name.endswith("num_batches_tracked")}
+                  for weights in (own, given))
+    given = {ENCODER_PREFIX.sub("", name): tensor for name, tensor in given.items()}
+    sources = {name: ENCODER_PREFIX.sub("", name) for name in own}
+    if len(own) <= len(given) and not given.keys() & set(sources.values()):
+        sources = dict(zip(own, given, strict=False))
+    missing = [name for name, source in sources.items()
+               if source not in given or own[name].shape != given[source].shape]
+    if missing:
+        raise ValueError(f"{path} fits neither the network nor its encoder: {len(missing)} of the encoder's "
+                         f"{len(own)} tensors are not in it, or of another shape")
+    return {name: given[source] for name, source in sources.items()}
 
 
 class FeatureTeacher(nn.Module):
