@@ -8,7 +8,7 @@ import json
 import os
 import secrets
 import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -192,26 +192,14 @@ class BSSNetPreTrainedModel(PreTrainedModel):
         else:
             super()._init_weights(module)
 
-    def _run(
-            self,
-            run: Callable[[torch.Tensor], Any],
-            pixel_values: torch.Tensor,
-            output_hidden_states: bool | None,
-            output_attentions: bool | None,
-    ) -> tuple[Any, tuple[torch.Tensor, ...] | None]:
-        """What ``run`` gives, and what the stem and each stage gave, if that was asked for."""
+    def _hidden_states(self, pixel_values: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        """What the stem gives, and each stage."""
+        return tuple(self.bssnet._forward_trunk(pixel_values, stem=True))
+
+    def _wants_hidden_states(self, output_hidden_states: bool | None, output_attentions: bool | None) -> bool:
         if output_attentions:
             raise ValueError("BSSNet has no attentions to output")
-        if not (self.config.output_hidden_states if output_hidden_states is None else output_hidden_states):
-            return run(pixel_values), None
-        hidden_states: list[torch.Tensor] = []
-        hooks = [module.register_forward_hook(lambda _module, _args, output: hidden_states.append(output))
-                 for module in (self.bssnet.stem, *self.bssnet.stages)]
-        try:
-            return run(pixel_values), tuple(hidden_states)
-        finally:
-            for hook in hooks:
-                hook.remove()
+        return self.config.output_hidden_states if output_hidden_states is None else output_hidden_states
 
     def _returned(self, output: ModelOutput, return_dict: bool | None) -> ModelOutput | tuple[Any, ...]:
         return output if (self.config.return_dict if return_dict is None else return_dict) else output.to_tuple()
@@ -235,10 +223,11 @@ class BSSNetModel(BSSNetPreTrainedModel):
             output_attentions: bool | None = None,
             return_dict: bool | None = None,
     ) -> ModelOutput | tuple[Any, ...]:
-        fused, hidden_states = self._run(
-            self.bssnet.forward_features, pixel_values, output_hidden_states, output_attentions)
-        return self._returned(
-            BaseModelOutputWithNoAttention(last_hidden_state=fused, hidden_states=hidden_states), return_dict)
+        wanted = self._wants_hidden_states(output_hidden_states, output_attentions)
+        hidden_states = self._hidden_states(pixel_values)
+        fused, _, _ = self.bssnet._forward_decoder(list(hidden_states[1:]))
+        return self._returned(BaseModelOutputWithNoAttention(
+            last_hidden_state=fused, hidden_states=hidden_states if wanted else None), return_dict)
 
 
 class BSSNetBackbone(BackboneMixin, BSSNetPreTrainedModel):
@@ -265,12 +254,12 @@ class BSSNetBackbone(BackboneMixin, BSSNetPreTrainedModel):
             output_attentions: bool | None = None,
             return_dict: bool | None = None,
     ) -> ModelOutput | tuple[Any, ...]:
-        wanted = self.config.output_hidden_states if output_hidden_states is None else output_hidden_states
-        _, levels = self._run(self.bssnet.forward_features, pixel_values, True, output_attentions)
-        levels_by_name = dict(zip(self.stage_names, levels or (), strict=False))  # up to the last wanted one
-        feature_maps = tuple(levels_by_name[name] for name in self.out_features)
-        return self._returned(
-            BackboneOutput(feature_maps=feature_maps, hidden_states=levels if wanted else None), return_dict)
+        wanted = self._wants_hidden_states(output_hidden_states, output_attentions)
+        hidden_states = self._hidden_states(pixel_values)
+        by_name = dict(zip(self.stage_names, hidden_states, strict=False))  # up to the last wanted one
+        return self._returned(BackboneOutput(
+            feature_maps=tuple(by_name[name] for name in self.out_features),
+            hidden_states=hidden_states if wanted else None), return_dict)
 
 
 class BSSNetForSemanticSegmentation(BSSNetPreTrainedModel):
@@ -301,15 +290,26 @@ class BSSNetForSemanticSegmentation(BSSNetPreTrainedModel):
             output_attentions: bool | None = None,
             return_dict: bool | None = None,
     ) -> ModelOutput | tuple[Any, ...]:
-        output, hidden_states = self._run(self.bssnet, pixel_values, output_hidden_states, output_attentions)
+        hidden_states = None
+        if self._wants_hidden_states(output_hidden_states, output_attentions):
+            hidden_states = self._hidden_states(pixel_values)
+            output = self._from_levels(list(hidden_states[1:]), pixel_values.shape[-2:])
+        else:
+            output = self.bssnet(pixel_values)
         logits, loss = output.seg if isinstance(output, BSSNetOutput) else output, None
         if labels is not None and isinstance(output, BSSNetOutput):
             loss = BSSNetLoss()(output, pixel_values, labels).total
         elif labels is not None:
             total = F.cross_entropy(logits, labels, ignore_index=IGNORE_INDEX, reduction="sum")
             loss = total / (labels != IGNORE_INDEX).sum().clamp(min=1)  # 0 of a batch without labels, not nan
-        return self._returned(
-            SemanticSegmenterOutput(loss=loss, logits=logits, hidden_states=hidden_states), return_dict)
+        output = SemanticSegmenterOutput(loss=loss, logits=logits, hidden_states=hidden_states)
+        return self._returned(output, return_dict)
+
+    def _from_levels(self, levels: list[torch.Tensor], size: torch.Size) -> torch.Tensor | BSSNetOutput:
+        if self.bssnet.aux_heads and self.training:
+            return self.bssnet._forward_train(levels)
+        logits = self.bssnet.forward_head(self.bssnet._forward_decoder(levels)[0])
+        return F.interpolate(logits, size=size, mode="bilinear", align_corners=True)
 
 
 class BSSNetImageProcessor(BaseImageProcessor):

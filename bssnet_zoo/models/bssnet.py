@@ -368,12 +368,16 @@ class BSSNet(nn.Module):
         return checkpoint(
             module, *x, use_reentrant=False, context_fn=lambda: (nullcontext(), keep_running_statistics(module)))
 
-    def _forward_trunk(self, x: torch.Tensor, num_stages: int = 5) -> list[torch.Tensor]:
+    def _forward_trunk(self, x: torch.Tensor, num_stages: int = 5, stem: bool = False) -> list[torch.Tensor]:
+        """What each stage gives, after what the stem gives if ``stem``."""
+        check_images(x, self.in_chans)
         if self.grad_checkpointing and not torch.jit.is_scripting():
             x = self._checkpoint(self.stem, x)
         else:
             x = self.stem(x)
         features: list[torch.Tensor] = []
+        if stem:
+            features.append(x)
         for i, stage in enumerate(self.stages):
             if i < num_stages:
                 if self.grad_checkpointing and not torch.jit.is_scripting():
@@ -416,7 +420,6 @@ class BSSNet(nn.Module):
         """
         if output_fmt != "NCHW":
             raise ValueError(f"output_fmt must be 'NCHW', got '{output_fmt}'")
-        check_images(x, self.in_chans)
         take_indices, max_index = feature_take_indices(len(self.stages), indices)
         stop_early = stop_early or intermediates_only or self.decoder is None
         features = self._forward_trunk(x, max_index + 1 if stop_early else len(self.stages))
@@ -466,7 +469,6 @@ class BSSNet(nn.Module):
 
     def forward_features(self, x: torch.Tensor) -> torch.Tensor:
         """The fused map of the three branches: (N, in_chans, H, W) -> (N, 4C, H/8, W/8), for B (N, 4C, H/4, W/4)."""
-        check_images(x, self.in_chans)
         features = self._forward_trunk(x)
         if self.decoder is None:
             return features[-1]
@@ -482,13 +484,11 @@ class BSSNet(nn.Module):
         if self.num_classes == 0:
             return self.forward_head(self.forward_features(x))
         if self.aux_heads and self.training:
-            return self._forward_train(x)
-        logits = self.forward_head(self.forward_features(x))
+            return self._forward_train(self._forward_trunk(x))
+        logits = self.forward_head(self.forward_features(x))  # features are free before the large map is made
         return F.interpolate(logits, size=x.shape[-2:], mode="bilinear", align_corners=True)
 
-    def _forward_train(self, x: torch.Tensor) -> BSSNetOutput:
-        check_images(x, self.in_chans)
-        features = self._forward_trunk(x)
+    def _forward_train(self, features: list[torch.Tensor]) -> BSSNetOutput:
         fused, border, spatial = self._forward_decoder(features)
         return BSSNetOutput(
             seg=self.head(fused),
