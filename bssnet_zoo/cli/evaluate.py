@@ -13,7 +13,7 @@ from ..deployment.exported import ExportedModel, is_exported
 from ..device import PRECISIONS, why_slow
 from ..distributed import end_process, init_process
 from ..evaluation.accuracy import evaluate
-from ..models import create_trained_model
+from ..models import open_model
 from ..models.classes import shown_size, trained_size
 from ..models.weights import checkpoint_config
 from ..training.run_folder import run_recipe
@@ -73,7 +73,7 @@ def run(args: argparse.Namespace) -> int:
     if recipe and recipe.trains_on(data, split):
         _logger.warning("%s was trained on %s, and %s is part of it: this is no measure of other images",
                         args.checkpoint, recipe.train_split, split)
-    model = exported or create_trained_model(
+    model = exported or open_model(
         model_name, args.checkpoint, len(dataset.classes.names) if args.checkpoint else None)
     if size is None and not recipe and not args.sliding_window:
         size = size_made_for(model, args.checkpoint)
