@@ -43,14 +43,12 @@ class Trouble:
         flip: Serve large files with one bit of byte 1,000,000 flipped.
         short: Serve large files without their last bytes, as if that was all.
         cuts: Break off this many times half-way through what is left of a large file.
-        delay: Seconds to wait before each block of a large file.
         status: Answer every request with this status.
     """
 
     flip: bool = False
     short: bool = False
     cuts: int = 0
-    delay: float = 0.
     status: int | None = None
 
 
@@ -280,7 +278,5 @@ class Handler(BaseHTTPRequestHandler):
             return
         cut = trouble.cuts > 0
         trouble.cuts -= cut
-        for i in range(0, len(content) // 2 if cut else len(content), 1 << 20):
-            threading.Event().wait(trouble.delay)  # tests may replace time.sleep
-            self.wfile.write(content[i:i + (1 << 20)])
+        self.wfile.write(content[:len(content) // 2] if cut else content)
         self.close_connection = cut
