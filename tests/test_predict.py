@@ -1,15 +1,18 @@
 """Images in, label maps and pictures out; in Python and on the command line."""
 import io
+import os
 import re
 import runpy
 import shutil
+import struct
 import sys
+import zlib
 from functools import partial
 
 import numpy as np
 import pytest
 import torch
-from PIL import Image
+from PIL import Image, ImageOps
 from test_pretrained import STREET
 from torchvision.transforms.v2 import functional as TF
 
@@ -17,7 +20,8 @@ import bssnet_zoo
 from bssnet_zoo import Predictor
 from bssnet_zoo.cli import main
 from bssnet_zoo.data import CAMVID
-from bssnet_zoo.data.images import load_image
+from bssnet_zoo.data.images import image_files, image_size, load_image, read_image, read_values, resize_image
+from bssnet_zoo.files import visible_files
 
 SKY, BUILDING, ROAD, CAR = (CAMVID.names.index(name) for name in ("sky", "building", "road", "car"))
 
@@ -75,12 +79,101 @@ def test_every_form_of_an_image(model, prediction, tmp_path):
     assert (predict(model, palette).labels == predict(model, palette.convert("RGB")).labels).all()
 
 
-def test_exif_rotation(model, prediction, tmp_path):
-    turned = Image.open(STREET).transpose(Image.Transpose.ROTATE_90)
-    exif = Image.Exif()
-    exif[0x0112] = 6  # to be shown turned by 90 degrees clockwise
-    turned.save(tmp_path / "turned.png", exif=exif)
-    assert (predict(model, tmp_path / "turned.png").labels == prediction.labels).all()
+def png(bits: int, rows: list[bytes], width: int) -> bytes:
+    """A grey PNG of any bit depth; Pillow writes 1, 8 and 16 only."""
+    def chunk(kind: bytes, data: bytes) -> bytes:
+        return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+
+    header = struct.pack(">IIBBBBB", width, len(rows), bits, 0, 0, 0, 0)
+    data = zlib.compress(b"".join(b"\0" + row for row in rows))
+    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", data) + chunk(b"IEND", b"")
+
+
+class TestReading:
+    @pytest.mark.parametrize("orientation", range(1, 9))
+    def test_orientation(self, orientation, tmp_path):
+        """Every format is turned, once, and a label like its image."""
+        picture = np.kron(np.arange(6, dtype=np.uint8).reshape(2, 3) * 40, np.ones((8, 8), np.uint8))
+        exif = Image.Exif()
+        exif[0x0112] = orientation
+        Image.fromarray(picture).save(tmp_path / "a.png", exif=exif)
+        shown = np.array(ImageOps.exif_transpose(Image.open(tmp_path / "a.png")))
+        for suffix in ("png", "jpg", "webp", "tiff", *["avif"] * (".avif" in Image.registered_extensions())):
+            path = tmp_path / f"a.{suffix}"
+            Image.fromarray(picture).save(path, exif=exif, quality=95)
+            found = read_image(path)
+            assert np.abs(found.numpy().astype(int) - shown).max() < 12, suffix
+            assert image_size(path) == shown.shape
+        assert np.array_equal(read_values(tmp_path / "a.tiff"), shown)
+        assert np.array_equal(read_values(tmp_path / "a.png"), shown)
+
+    def test_integers_of_any_width(self, tmp_path):
+        grey = np.arange(256, dtype=np.uint8).reshape(16, 16)
+        for wide in (grey.astype(np.int32), grey.astype(np.int32) * 257, grey.astype(np.uint16) * 257):
+            for image in (Image.fromarray(wide), tmp_path / "a.tiff"):
+                Image.fromarray(wide).save(tmp_path / "a.tiff")
+                assert (load_image(image) - torch.from_numpy(grey / 255)).abs().max() < 1e-6
+        for odd in ([[0, 70000]], [[-1, 5]]):
+            with pytest.raises(ValueError, match="don't say what is white: scale them to 0 to 255 or 65535"):
+                read_image(Image.fromarray(np.array(odd, np.int32)))
+        dark = np.full((4, 4), 9, np.uint16)  # 16 bits say what is white, whatever is used of them
+        Image.fromarray(dark).save(tmp_path / "dark.png")
+        assert read_image(tmp_path / "dark.png").max() == pytest.approx(9 / 65535)
+
+    @pytest.mark.parametrize(("bits", "rows"), [(2, b"\x1b\x1b"), (4, b"\x01\x23")])
+    def test_values_are_not_stretched(self, bits, rows, tmp_path):
+        (tmp_path / "a.png").write_bytes(png(bits, [rows], width=4))
+        assert read_values(tmp_path / "a.png").tolist() == [[0, 1, 2, 3]]
+        assert read_image(tmp_path / "a.png")[0].tolist() == [[i * 255 // (2 ** bits - 1) for i in range(4)]]
+
+    def test_values_of_other_files(self, tmp_path):
+        for array in (np.eye(3, dtype=bool), np.arange(9, dtype=np.uint16).reshape(3, 3) * 300):
+            Image.fromarray(array).save(tmp_path / "a.png")
+            assert np.array_equal(read_values(tmp_path / "a.png"), array)
+        with pytest.raises(ValueError, match="a label of mode RGB; grey or palette images are needed"):
+            read_values(STREET)
+
+    def test_floats_may_be_rounded(self):
+        image = torch.tensor([[[-1e-7, 1.0000001]]])
+        assert read_image(image)[0].tolist() == [[0, 1]]
+
+    @pytest.mark.parametrize("suffix", ["gif", "png", "tiff", "webp"])
+    def test_first_of_several_frames_is_said(self, suffix, tmp_path, caplog):
+        frames = [Image.new("RGB", (8, 8), colour) for colour in ("red", "blue")]
+        frames[0].save(tmp_path / f"a.{suffix}", save_all=True, append_images=frames[1:])
+        assert read_image(tmp_path / f"a.{suffix}")[0].min() > 200
+        assert f"a.{suffix} has several frames or pages: only the first is read" in caplog.text
+
+    def test_too_many_pixels(self, tmp_path, monkeypatch):
+        monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 10)
+        with pytest.raises(ValueError, match="street.png: .*MAX_IMAGE_PIXELS .bssnet-zoo predict: --max-pixels"):
+            read_image(STREET)
+
+    def test_shapes_that_would_fill_the_memory(self):
+        with pytest.raises(ValueError, match="an image of 1x1000 would be enlarged to 720x720000: give a smaller size"):
+            resize_image(torch.zeros(3, 1, 1000), [720])
+        assert resize_image(torch.zeros(3, 3, 5), [6]).shape == (3, 6, 10)
+
+
+def test_folders_are_searched_through_links(tmp_path):
+    """Into loops once only; a broken link is for its reader to report, and a folder that can't be listed is named."""
+    inside, outside = tmp_path / "in", tmp_path / "out"
+    for folder in (inside / "a", inside / ".hidden", outside):
+        folder.mkdir(parents=True)
+        (folder / "1.PNG").touch()
+    (inside / "a" / "up").symlink_to(inside)
+    (inside / "b").symlink_to(outside)
+    (outside / "back").symlink_to(inside)
+    (inside / "gone.png").symlink_to(tmp_path / "nothing")
+    (inside / "text.txt").touch()
+    os.mkfifo(inside / "pipe.png")
+    assert [str(path.relative_to(inside)) for path in image_files(inside)] == ["a/1.PNG", "b/1.PNG", "gone.png"]
+    assert inside / "text.txt" in visible_files(inside)
+    errors: list[OSError] = []
+    assert visible_files(tmp_path / "nothing", unreadable=errors.append) == []
+    assert errors[0].filename == str(tmp_path / "nothing")
+    with pytest.raises(OSError, match="nothing"):
+        visible_files(tmp_path / "nothing")
 
 
 @pytest.mark.parametrize("size", [(1, 1), (7, 50), (31, 31), (40, 20), (33, 47)])
