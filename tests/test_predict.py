@@ -367,7 +367,7 @@ class TestCommandLine:
         (["predict", "--size", "1x2x3", "STREET"], "argument --size: a size is the shorter side or height x width"),
         (["predict", "STREET", "--out", "STREET"], "can't write to the output folder .*street.png"),
         (["predict", "STREET", "--out", "/dev/null/x"], "can't write to the output folder /dev/null/x: Not a"),
-        (["predict", "EMPTY"], "no images or videos in .*: looked for .bmp"),
+        (["predict", "EMPTY"], "no images or videos in .*: looked for .avif"),
         (["convert", "none.pth", "out.safetensors"], "checkpoint not found: none.pth"),
         (["convert", "none.pth", "out.bin"], "must end in .safetensors, got out.bin"),
     ])

@@ -20,10 +20,11 @@ from PIL import Image
 
 from bssnet_zoo import Predictor, write_overlay
 from bssnet_zoo.cli import main
-from bssnet_zoo.data import open_dataset, videos
-from bssnet_zoo.data.videos import Clip, Video, is_video, stream_name
+from bssnet_zoo.data import open_dataset
+from bssnet_zoo.inference import video_reader
 from bssnet_zoo.inference.overlap import behind, newest
 from bssnet_zoo.inference.video import frame_rate
+from bssnet_zoo.inference.video_reader import Clip, Video, is_video, stream_name
 from bssnet_zoo.models.weights import ASSETS
 
 av = pytest.importorskip("av")
@@ -150,7 +151,7 @@ class TestReading:
         calls = []
         monkeypatch.setattr(av, "open", lambda name, **options: calls.append((name, options)) or FileNotFoundError)
         for source in ("avfoundation:0", "v4l2:/dev/video0"):
-            videos._open(source)
+            video_reader._open(source)
         assert [(name, options["format"], options["options"]) for name, options in calls] == [
             ("0", "avfoundation", {"framerate": "30"}), ("/dev/video0", "v4l2", None)]
 

@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from PIL import ExifTags, Image, UnidentifiedImageError
+from PIL.TiffImagePlugin import TiffImageFile
 from torchvision.transforms.v2 import functional as TF
 
 from ..files import visible_files
@@ -99,7 +100,7 @@ def image_size(path: str | os.PathLike) -> tuple[int, int]:
     """
     with _open(path) as file:
         size = file.size
-        if file.format == "TIFF":  # Pillow's own size is that of the turned image, since some version
+        if isinstance(file, TiffImageFile):  # Pillow's own size is that of the turned image, since some version
             size = file.tag_v2[ExifTags.Base.ImageWidth], file.tag_v2[ExifTags.Base.ImageLength]
         return size if file.getexif().get(ExifTags.Base.Orientation) in (5, 6, 7, 8) else size[::-1]
 
