@@ -6,8 +6,11 @@ import runpy
 import shutil
 import struct
 import sys
+import time
 import zlib
 from functools import partial
+from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -19,9 +22,11 @@ from torchvision.transforms.v2 import functional as TF
 import bssnet_zoo
 from bssnet_zoo import Predictor
 from bssnet_zoo.cli import main
-from bssnet_zoo.data import CAMVID
+from bssnet_zoo.data import CAMVID, ClassInfo
 from bssnet_zoo.data.images import image_files, image_size, load_image, read_image, read_values, resize_image
 from bssnet_zoo.files import visible_files
+from bssnet_zoo.inference.files import predict_files
+from bssnet_zoo.inference.results import ResultNames
 
 SKY, BUILDING, ROAD, CAR = (CAMVID.names.index(name) for name in ("sky", "building", "road", "car"))
 
@@ -269,6 +274,106 @@ def test_bad_size(model, size):
 def test_bad_models(kwargs, message):
     with pytest.raises(ValueError, match=message):
         predict(bssnet_zoo.create_model("bssnet_t", **kwargs), STREET)
+
+
+class Grey:
+    """Stands for a predictor where only files matter."""
+
+    runner = SimpleNamespace(classes=ClassInfo(("dark", "light"), ((0, 0, 0), (255, 255, 255))))
+
+    def prepare(self, image):
+        return read_image(image)
+
+    def segment(self, rgb):
+        labels = (rgb[0] > 127).byte().numpy()
+        picture = Image.fromarray(rgb.permute(1, 2, 0).numpy())
+        return bssnet_zoo.Prediction(labels, picture, *vars(self.runner.classes).values())
+
+
+def draw(path: Path, value: int) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.new("RGB", (4, 4), (value,) * 3).save(path)
+    return path
+
+
+def shown(out: Path) -> dict[str, int]:
+    """The names of the label files below a folder, and what is in them."""
+    return {str(path.relative_to(out)).removesuffix("_labels.png"): int(np.array(Image.open(path))[0, 0])
+            for path in out.rglob("*_labels.png")}
+
+
+class TestResults:
+    """Each result is of its own picture, from run to run."""
+
+    def test_sources_of_one_name_keep_apart(self, tmp_path):
+        dark, light, out = draw(tmp_path / "1/a.png", 0), draw(tmp_path / "2/a.png", 255), tmp_path / "out"
+        for source in (dark.parent, light.parent, light, dark.parent):  # the last two find their own
+            predict_files(Grey(), source, out)
+            predict_files(Grey(), source, out, skip_existing=True)
+        assert shown(out) == {"a": 0, "a-2": 1}
+
+    def test_a_source_beside_another(self, tmp_path):
+        draw(tmp_path / "in/a.png", 0)
+        predict_files(Grey(), tmp_path / "in", tmp_path / "out")
+        draw(tmp_path / "in/a.bmp", 255)  # comes first now
+        summary = predict_files(Grey(), tmp_path / "in", tmp_path / "out", skip_existing=True)
+        assert summary.skipped == 1 and shown(tmp_path / "out") == {"a": 0, "a-2": 1}
+
+    def test_a_picture_that_changed_is_done_again(self, tmp_path):
+        source, out = draw(tmp_path / "a.png", 0), tmp_path / "out"
+        predict_files(Grey(), source, out)
+        draw(source, 255)
+        later = (out / "a_labels.png").stat().st_mtime + 10
+        os.utime(source, (later, later))
+        assert predict_files(Grey(), source, out, skip_existing=True).skipped == 0 and shown(out) == {"a": 1}
+
+    def test_only_what_we_wrote_is_no_input(self, tmp_path):
+        """An earlier output folder inside the source is none, the user's own file of such a name is one."""
+        draw(tmp_path / "a.png", 0)
+        draw(tmp_path / "mine_labels.png", 255)
+        for name in ("b.txt", "c.txt", "notes"):
+            (tmp_path / name).touch()
+        for out in ("one", "two"):
+            summary = predict_files(Grey(), tmp_path, tmp_path / out)
+            assert shown(tmp_path / out) == {"a": 0, "mine_labels": 1}
+        assert summary.left_out == {".txt": 2, "without suffix": 1, "results of earlier runs": 4}
+        assert "left out 4 results of earlier runs, 2 .txt, 1 without suffix" in str(summary)
+
+    def test_one_path_does_not_end_the_run(self, tmp_path, monkeypatch):
+        long, list_folder = tmp_path / "in" / ("図" * 82 + ".png"), os.listdir
+        draw(long, 255)
+        draw(tmp_path / "in/z.png", 255)
+        (tmp_path / "in/locked").mkdir()
+        (tmp_path / "empty").mkdir()
+        (tmp_path / "in/gone.png").symlink_to(tmp_path / "nothing")
+
+        def listdir(path):
+            if str(path).endswith("locked"):
+                raise PermissionError(13, "Permission denied", str(path))
+            return list_folder(path)
+
+        monkeypatch.setattr(os, "listdir", listdir)
+        for skip in (False, True):
+            summary = predict_files(Grey(), [tmp_path / "in", tmp_path / "empty", "http://host/a.jpg"],
+                                    tmp_path / "out", skip_existing=skip)
+            problems = "\n".join(summary.failed.values())
+            assert shown(tmp_path / "out") == {"z": 1} and len(summary.failed) == 5
+            for problem in ("File name too long", "can't search .*locked: Permission denied", "no images or videos in",
+                            "image not found: .*gone.png", "image not found: http://host/a.jpg: download it first"):
+                assert re.search(problem, problems)
+
+    def test_many_of_one_name(self, tmp_path):
+        names, start = ResultNames(tmp_path, keep_recordings=True), time.perf_counter()
+        found = {names.choose(f"{i}/a.png", Path("a")) for i in range(3000)}
+        assert len(found) == 3000 and time.perf_counter() - start < 5
+
+    @pytest.mark.skipif(sys.platform != "linux", reason="has names that are no text")
+    def test_a_name_that_is_no_text(self, tmp_path):
+        name = os.fsdecode(b"caf\xe9")
+        draw(tmp_path / "a.png", 255).rename(tmp_path / f"{name}.png")
+        predict_files(Grey(), tmp_path, tmp_path / "out")
+        assert predict_files(Grey(), tmp_path, tmp_path / "out", skip_existing=True).skipped == 1
+        assert shown(tmp_path / "out") == {name: 1}
 
 
 class TestCommandLine:

@@ -119,19 +119,20 @@ def find_sources(
         ValueError: There are none.
     """
     found, problems = list[tuple[str | Path, Path]](), dict[str | Path, str]()
+
+    def unreadable(error: OSError) -> None:
+        problems[str(error.filename)] = f"can't search {error.filename}: {error.strerror}"
+
     for path in [os.fspath(path) for path in paths]:
         if is_stream(path):
             found.append((path, Path(stream_name(path))))
         elif os.path.isdir(path):
-            def unreadable(error: OSError) -> None:
-                problems[str(error.filename)] = f"can't search {error.filename}: {error.strerror}"
-
-            files = visible_files(path, unreadable=unreadable)
+            before, files = len(problems), visible_files(path, unreadable=unreadable)
             inputs = [file for file in files if file.suffix.lower() in IMAGE_SUFFIXES + VIDEO_SUFFIXES]
             results = set(filter(is_result, inputs))
             summary.left_out.update(file.suffix.lower() or "without suffix" for file in set(files).difference(inputs))
             summary.left_out.update(["results of earlier runs"] * len(results))
-            if not inputs and not problems:
+            if not inputs and len(problems) == before:
                 problems[path] = (f"no images or videos in {path}: looked for "
                                   f"{', '.join(IMAGE_SUFFIXES + VIDEO_SUFFIXES)}")
             found += [(file, file.relative_to(path).with_suffix("")) for file in inputs if file not in results]
