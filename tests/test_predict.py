@@ -339,6 +339,12 @@ class TestResults:
         assert summary.left_out == {".txt": 2, "without suffix": 1, "results of earlier runs": 4}
         assert "left out 4 results of earlier runs, 2 .txt, 1 without suffix" in str(summary)
 
+    def test_an_input_is_not_replaced(self, tmp_path):
+        source, other = draw(tmp_path / "a.png", 0), draw(tmp_path / "a_labels.png", 255)
+        summary = predict_files(Grey(), [source, other], tmp_path, overwrite=True)
+        assert "a_labels.png is an input and would be overwritten" in summary.failed[source]
+        assert np.array(Image.open(other)).min() == 255
+
     def test_one_path_does_not_end_the_run(self, tmp_path, monkeypatch):
         long, list_folder = tmp_path / "in" / ("図" * 82 + ".png"), os.listdir
         draw(long, 255)

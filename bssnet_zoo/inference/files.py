@@ -21,9 +21,10 @@ from .prediction import Prediction
 from .predictor import Predictor, Prepared
 from .results import (
     IMAGE_ENDINGS,
+    RESULT_ENDINGS,
     VIDEO_ENDINGS,
     ResultNames,
-    check_ours,
+    check_free,
     is_result,
     origin,
     png_info,
@@ -148,17 +149,18 @@ def save_prediction(
         prediction: Prediction,
         source: str | Path,
         base: Path,
+        inputs: Iterable[str | Path] = (),
         overwrite: bool = False,
         outputs: tuple[str, ...] = ("labels", "overlay"),
 ) -> tuple[Path, ...]:
     """Writes ``BASE_labels.png`` and ``BASE_overlay.png``, as far as they are asked for. Returns their paths.
 
     Raises:
-        FileExistsError: One is there that was not written by this function, and ``overwrite`` isn't set.
+        FileExistsError: One is an input, or was not written by this function and ``overwrite`` isn't set.
     """
     paths = result_paths(base, outputs, IMAGE_ENDINGS)
-    for path in () if overwrite else paths.values():
-        check_ours(path)
+    for path in paths.values():
+        check_free(path, inputs, overwrite)
     signed = png_info(source, base)
     if "labels" in paths:
         with atomic_path(paths["labels"]) as temporary:
@@ -217,7 +219,7 @@ def predict_files(
         make_folder(out)
     except OSError as error:
         raise ValueError(f"can't write to the output folder {out}: {error.strerror}") from error
-    mine = []
+    mine, named = [], [source for source, _ in found if str(source).endswith(RESULT_ENDINGS)]
     for source, name in found[process.rank::process.world_size]:
         kinds = (videos.outputs, VIDEO_ENDINGS) if is_video(source) else (images, IMAGE_ENDINGS)
         if skip_existing and is_done(source, out / name, list(result_paths(out / name, *kinds).values())):
@@ -226,7 +228,7 @@ def predict_files(
             mine.append((source, name))
 
     def save(prediction: Prediction, file: str | Path, name: Path) -> tuple[Path, ...]:
-        written = save_prediction(prediction, file, out / name, overwrite, images)
+        written = save_prediction(prediction, file, out / name, named, overwrite, images)
         if on_written is not None:
             on_written(file, prediction)
         return written
@@ -238,7 +240,7 @@ def predict_files(
         if is_video(source) and not summary.interrupted:
             try:
                 summary.add_video(source, predict_video(
-                    predictor, source, out / name, videos, [other for other, _ in found], overwrite, on_written))
+                    predictor, source, out / name, videos, named, overwrite, on_written))
             except BrokenPipeError:
                 raise
             except (OSError, ValueError) as error:

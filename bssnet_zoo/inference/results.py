@@ -11,8 +11,9 @@ from PIL.PngImagePlugin import PngInfo
 from . import video_writer
 from .video_reader import is_stream
 
-__all__ = ["IMAGE_ENDINGS", "VIDEO_ENDINGS", "ResultNames", "check_ours", "is_result", "origin", "png_info",
-           "result_paths", "unfinished", "written_from"]
+__all__ = [
+    "IMAGE_ENDINGS", "RESULT_ENDINGS", "VIDEO_ENDINGS", "ResultNames", "check_free", "is_result", "origin", "png_info",
+    "result_paths", "unfinished", "written_from"]
 
 IMAGE_ENDINGS = {"labels": "_labels.png", "overlay": "_overlay.png"}
 VIDEO_ENDINGS = {"overlay": "_overlay.mp4", "labels": "_labels.mkv"}
@@ -70,9 +71,13 @@ def is_result(path: Path) -> bool:
     return path.name.endswith(RESULT_ENDINGS) and written_from(path) is not None
 
 
-def check_ours(path: Path) -> None:
-    """Raises FileExistsError if there is a file that ``predict`` did not write."""
-    if path.exists() and written_from(path) is None:
+def check_free(path: Path, inputs: Iterable[str | os.PathLike[str]], overwrite: bool) -> None:
+    """Raises FileExistsError for an input, and for a file that ``predict`` did not write unless ``overwrite``."""
+    if not path.exists():
+        return
+    if any(os.path.exists(source) and os.path.samefile(source, path) for source in inputs):
+        raise FileExistsError(f"{path} is an input and would be overwritten: choose another --out")
+    if not overwrite and written_from(path) is None:
         raise FileExistsError(f"{path} is there and was not written by {NAME} predict: choose another --out, or "
                               "--overwrite")
 

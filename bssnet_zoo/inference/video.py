@@ -13,7 +13,7 @@ from tqdm import tqdm
 from .overlap import behind
 from .prediction import Prediction
 from .predictor import Predictor
-from .results import VIDEO_ENDINGS, check_ours, origin, result_paths, unfinished
+from .results import VIDEO_ENDINGS, check_free, origin, result_paths, unfinished
 from .video_reader import Clip, Frame, Video
 from .video_writer import VideoWriter, video_writer
 
@@ -138,10 +138,7 @@ def predict_video(
     options = options or VideoOptions()
     paths = result_paths(base, options.outputs, VIDEO_ENDINGS)
     for path in paths.values():
-        if path.exists() and any(os.path.exists(other) and os.path.samefile(other, path) for other in sources):
-            raise FileExistsError(f"{path} is an input and would be overwritten: choose another --out")
-        if not overwrite:
-            check_ours(path)
+        check_free(path, [source, *sources], overwrite)
     video = Video(source, options.clip)
     classes = predictor.runner.classes
     summary = VideoSummary(video.source, np.zeros(len(classes.names) if classes else 0, dtype=np.int64))
