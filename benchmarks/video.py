@@ -18,8 +18,8 @@ from PIL import Image
 
 import bssnet_zoo
 from bssnet_zoo.data.datasets import SegmentationDataset, open_dataset
-from bssnet_zoo.data.videos import Video
-from bssnet_zoo.inference.video import VideoOptions, predict_frames, predict_video
+from bssnet_zoo.inference.video import VideoOptions, predict_video
+from bssnet_zoo.inference.video_reader import Clip, Video
 
 SCENE = 15  # frames of a scene: half a second
 
@@ -127,8 +127,8 @@ def smooth(dataset: SegmentationDataset, folder: Path, predictor: bssnet_zoo.Pre
 
 
 def scene_labels(predictor, file, start, end, weight):
-    video = Video(file, bssnet_zoo.data.videos.Clip(start=max(0, start - 0.001), end=end))
-    return [prediction.labels for _, prediction in predict_frames(predictor, video, weight)]
+    video = Video(file, Clip(start=max(0, start - 0.001), end=end))
+    return [prediction.labels for _, prediction in predictor.frames(video, weight)]
 
 
 def flicker(maps) -> float:

@@ -5,7 +5,7 @@ import os
 import secrets
 import stat
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -59,10 +59,38 @@ def atomic_path(path: str | os.PathLike) -> Iterator[Path]:
         temporary.unlink(missing_ok=True)
 
 
-def visible_files(folder: Path, suffixes: Sequence[str]) -> list[Path]:
-    """Files below a folder with such suffixes, sorted; without hidden ones (of macOS, as ._a.jpg) and folders."""
-    return sorted(path for path in folder.rglob("*") if path.suffix.lower() in suffixes and path.is_file()
-                  and not any(part.startswith(".") for part in path.relative_to(folder).parts))
+def visible_files(
+        folder: str | os.PathLike,
+        suffixes: Sequence[str] | None = None,
+        unreadable: Callable[[OSError], object] | None = None,
+) -> list[Path]:
+    """Files below a folder, sorted, without hidden ones (of macOS, as ._a.jpg).
+
+    Links to folders are followed, except into a folder that is being searched. A broken link counts as a file, so that
+    who reads it says so.
+
+    Args:
+        folder: Where to search, to the bottom.
+        suffixes: The suffixes that are wanted, in lower case; None for all files.
+        unreadable: Called for a folder that can't be listed, which raises otherwise.
+    """
+    def below(folder: str, above: tuple[str, ...]) -> Iterator[Path]:
+        real = os.path.realpath(folder)
+        try:
+            names = [] if real in above else [name for name in os.listdir(folder) if not name.startswith(".")]
+        except OSError as error:
+            if unreadable is None:
+                raise
+            unreadable(error)
+            return
+        for path in (os.path.join(folder, name) for name in names):
+            if os.path.isdir(path):
+                yield from below(path, (*above, real))
+            elif suffixes is None or os.path.splitext(path)[1].lower() in suffixes:
+                if os.path.isfile(path) or not os.path.exists(path):  # no pipe, no device
+                    yield Path(path)
+
+    return sorted(below(os.fspath(folder), ()))
 
 
 def make_folder(folder: Path) -> None:

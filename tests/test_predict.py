@@ -1,23 +1,32 @@
 """Images in, label maps and pictures out; in Python and on the command line."""
 import io
+import os
 import re
 import runpy
 import shutil
+import struct
 import sys
+import time
+import zlib
 from functools import partial
+from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
-from PIL import Image
+from PIL import Image, ImageOps
 from test_pretrained import STREET
 from torchvision.transforms.v2 import functional as TF
 
 import bssnet_zoo
 from bssnet_zoo import Predictor
 from bssnet_zoo.cli import main
-from bssnet_zoo.data import CAMVID
-from bssnet_zoo.data.images import load_image
+from bssnet_zoo.data import CAMVID, ClassInfo
+from bssnet_zoo.data.images import image_files, image_size, load_image, read_image, read_values, resize_image
+from bssnet_zoo.files import visible_files
+from bssnet_zoo.inference.files import predict_files
+from bssnet_zoo.inference.results import ResultNames
 
 SKY, BUILDING, ROAD, CAR = (CAMVID.names.index(name) for name in ("sky", "building", "road", "car"))
 
@@ -75,12 +84,101 @@ def test_every_form_of_an_image(model, prediction, tmp_path):
     assert (predict(model, palette).labels == predict(model, palette.convert("RGB")).labels).all()
 
 
-def test_exif_rotation(model, prediction, tmp_path):
-    turned = Image.open(STREET).transpose(Image.Transpose.ROTATE_90)
-    exif = Image.Exif()
-    exif[0x0112] = 6  # to be shown turned by 90 degrees clockwise
-    turned.save(tmp_path / "turned.png", exif=exif)
-    assert (predict(model, tmp_path / "turned.png").labels == prediction.labels).all()
+def png(bits: int, rows: list[bytes], width: int) -> bytes:
+    """A grey PNG of any bit depth; Pillow writes 1, 8 and 16 only."""
+    def chunk(kind: bytes, data: bytes) -> bytes:
+        return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+
+    header = struct.pack(">IIBBBBB", width, len(rows), bits, 0, 0, 0, 0)
+    data = zlib.compress(b"".join(b"\0" + row for row in rows))
+    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", data) + chunk(b"IEND", b"")
+
+
+class TestReading:
+    @pytest.mark.parametrize("orientation", range(1, 9))
+    def test_orientation(self, orientation, tmp_path):
+        """Every format is turned, once, and a label like its image."""
+        picture = np.kron(np.arange(6, dtype=np.uint8).reshape(2, 3) * 40, np.ones((8, 8), np.uint8))
+        exif = Image.Exif()
+        exif[0x0112] = orientation
+        Image.fromarray(picture).save(tmp_path / "a.png", exif=exif)
+        shown = np.array(ImageOps.exif_transpose(Image.open(tmp_path / "a.png")))
+        for suffix in ("png", "jpg", "webp", "tiff", *["avif"] * (".avif" in Image.registered_extensions())):
+            path = tmp_path / f"a.{suffix}"
+            Image.fromarray(picture).save(path, exif=exif, quality=95)
+            found = read_image(path)
+            assert np.abs(found.numpy().astype(int) - shown).max() < 12, suffix
+            assert image_size(path) == shown.shape
+        assert np.array_equal(read_values(tmp_path / "a.tiff"), shown)
+        assert np.array_equal(read_values(tmp_path / "a.png"), shown)
+
+    def test_integers_of_any_width(self, tmp_path):
+        grey = np.arange(256, dtype=np.uint8).reshape(16, 16)
+        for wide in (grey.astype(np.int32), grey.astype(np.int32) * 257, grey.astype(np.uint16) * 257):
+            for image in (Image.fromarray(wide), tmp_path / "a.tiff"):
+                Image.fromarray(wide).save(tmp_path / "a.tiff")
+                assert (load_image(image) - torch.from_numpy(grey / 255)).abs().max() < 1e-6
+        for odd in ([[0, 70000]], [[-1, 5]]):
+            with pytest.raises(ValueError, match="don't say what is white: scale them to 0 to 255 or 65535"):
+                read_image(Image.fromarray(np.array(odd, np.int32)))
+        dark = np.full((4, 4), 9, np.uint16)  # 16 bits say what is white, whatever is used of them
+        Image.fromarray(dark).save(tmp_path / "dark.png")
+        assert read_image(tmp_path / "dark.png").max() == pytest.approx(9 / 65535)
+
+    @pytest.mark.parametrize(("bits", "rows"), [(2, b"\x1b\x1b"), (4, b"\x01\x23")])
+    def test_values_are_not_stretched(self, bits, rows, tmp_path):
+        (tmp_path / "a.png").write_bytes(png(bits, [rows], width=4))
+        assert read_values(tmp_path / "a.png").tolist() == [[0, 1, 2, 3]]
+        assert read_image(tmp_path / "a.png")[0].tolist() == [[i * 255 // (2 ** bits - 1) for i in range(4)]]
+
+    def test_values_of_other_files(self, tmp_path):
+        for array in (np.eye(3, dtype=bool), np.arange(9, dtype=np.uint16).reshape(3, 3) * 300):
+            Image.fromarray(array).save(tmp_path / "a.png")
+            assert np.array_equal(read_values(tmp_path / "a.png"), array)
+        with pytest.raises(ValueError, match="a label of mode RGB; grey or palette images are needed"):
+            read_values(STREET)
+
+    def test_floats_may_be_rounded(self):
+        image = torch.tensor([[[-1e-7, 1.0000001]]])
+        assert read_image(image)[0].tolist() == [[0, 1]]
+
+    @pytest.mark.parametrize("suffix", ["gif", "png", "tiff", "webp"])
+    def test_first_of_several_frames_is_said(self, suffix, tmp_path, caplog):
+        frames = [Image.new("RGB", (8, 8), colour) for colour in ("red", "blue")]
+        frames[0].save(tmp_path / f"a.{suffix}", save_all=True, append_images=frames[1:])
+        assert read_image(tmp_path / f"a.{suffix}")[0].min() > 200
+        assert f"a.{suffix} has several frames or pages: only the first is read" in caplog.text
+
+    def test_too_many_pixels(self, tmp_path, monkeypatch):
+        monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 10)
+        with pytest.raises(ValueError, match="street.png: .*MAX_IMAGE_PIXELS .bssnet-zoo predict: --max-pixels"):
+            read_image(STREET)
+
+    def test_shapes_that_would_fill_the_memory(self):
+        with pytest.raises(ValueError, match="an image of 1x1000 would be enlarged to 720x720000: give a smaller size"):
+            resize_image(torch.zeros(3, 1, 1000), [720])
+        assert resize_image(torch.zeros(3, 3, 5), [6]).shape == (3, 6, 10)
+
+
+def test_folders_are_searched_through_links(tmp_path):
+    """Into loops once only; a broken link is for its reader to report, and a folder that can't be listed is named."""
+    inside, outside = tmp_path / "in", tmp_path / "out"
+    for folder in (inside / "a", inside / ".hidden", outside):
+        folder.mkdir(parents=True)
+        (folder / "1.PNG").touch()
+    (inside / "a" / "up").symlink_to(inside)
+    (inside / "b").symlink_to(outside)
+    (outside / "back").symlink_to(inside)
+    (inside / "gone.png").symlink_to(tmp_path / "nothing")
+    (inside / "text.txt").touch()
+    os.mkfifo(inside / "pipe.png")
+    assert [str(path.relative_to(inside)) for path in image_files(inside)] == ["a/1.PNG", "b/1.PNG", "gone.png"]
+    assert inside / "text.txt" in visible_files(inside)
+    errors: list[OSError] = []
+    assert visible_files(tmp_path / "nothing", unreadable=errors.append) == []
+    assert errors[0].filename == str(tmp_path / "nothing")
+    with pytest.raises(OSError, match="nothing"):
+        visible_files(tmp_path / "nothing")
 
 
 @pytest.mark.parametrize("size", [(1, 1), (7, 50), (31, 31), (40, 20), (33, 47)])
@@ -176,6 +274,112 @@ def test_bad_size(model, size):
 def test_bad_models(kwargs, message):
     with pytest.raises(ValueError, match=message):
         predict(bssnet_zoo.create_model("bssnet_t", **kwargs), STREET)
+
+
+class Grey:
+    """Stands for a predictor where only files matter."""
+
+    runner = SimpleNamespace(classes=ClassInfo(("dark", "light"), ((0, 0, 0), (255, 255, 255))))
+
+    def prepare(self, image):
+        return read_image(image)
+
+    def segment(self, rgb):
+        labels = (rgb[0] > 127).byte().numpy()
+        picture = Image.fromarray(rgb.permute(1, 2, 0).numpy())
+        return bssnet_zoo.Prediction(labels, picture, *vars(self.runner.classes).values())
+
+
+def draw(path: Path, value: int) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.new("RGB", (4, 4), (value,) * 3).save(path)
+    return path
+
+
+def shown(out: Path) -> dict[str, int]:
+    """The names of the label files below a folder, and what is in them."""
+    return {str(path.relative_to(out)).removesuffix("_labels.png"): int(np.array(Image.open(path))[0, 0])
+            for path in out.rglob("*_labels.png")}
+
+
+class TestResults:
+    """Each result is of its own picture, from run to run."""
+
+    def test_sources_of_one_name_keep_apart(self, tmp_path):
+        dark, light, out = draw(tmp_path / "1/a.png", 0), draw(tmp_path / "2/a.png", 255), tmp_path / "out"
+        for source in (dark.parent, light.parent, light, dark.parent):  # the last two find their own
+            predict_files(Grey(), source, out)
+            predict_files(Grey(), source, out, skip_existing=True)
+        assert shown(out) == {"a": 0, "a-2": 1}
+
+    def test_a_source_beside_another(self, tmp_path):
+        draw(tmp_path / "in/a.png", 0)
+        predict_files(Grey(), tmp_path / "in", tmp_path / "out")
+        draw(tmp_path / "in/a.bmp", 255)  # comes first now
+        summary = predict_files(Grey(), tmp_path / "in", tmp_path / "out", skip_existing=True)
+        assert summary.skipped == 1 and shown(tmp_path / "out") == {"a": 0, "a-2": 1}
+
+    def test_a_picture_that_changed_is_done_again(self, tmp_path):
+        source, out = draw(tmp_path / "a.png", 0), tmp_path / "out"
+        predict_files(Grey(), source, out)
+        draw(source, 255)
+        later = (out / "a_labels.png").stat().st_mtime + 10
+        os.utime(source, (later, later))
+        assert predict_files(Grey(), source, out, skip_existing=True).skipped == 0 and shown(out) == {"a": 1}
+
+    def test_only_what_we_wrote_is_no_input(self, tmp_path):
+        """An earlier output folder inside the source is none, the user's own file of such a name is one."""
+        draw(tmp_path / "a.png", 0)
+        draw(tmp_path / "mine_labels.png", 255)
+        for name in ("b.txt", "c.txt", "notes"):
+            (tmp_path / name).touch()
+        for out in ("one", "two"):
+            summary = predict_files(Grey(), tmp_path, tmp_path / out)
+            assert shown(tmp_path / out) == {"a": 0, "mine_labels": 1}
+        assert summary.left_out == {".txt": 2, "without suffix": 1, "results of earlier runs": 4}
+        assert "left out 4 results of earlier runs, 2 .txt, 1 without suffix" in str(summary)
+
+    def test_an_input_is_not_replaced(self, tmp_path):
+        source, other = draw(tmp_path / "a.png", 0), draw(tmp_path / "a_labels.png", 255)
+        summary = predict_files(Grey(), [source, other], tmp_path, overwrite=True)
+        assert "a_labels.png is an input and would be overwritten" in summary.failed[source]
+        assert np.array(Image.open(other)).min() == 255
+
+    def test_one_path_does_not_end_the_run(self, tmp_path, monkeypatch):
+        long, list_folder = tmp_path / "in" / ("図" * 82 + ".png"), os.listdir
+        draw(long, 255)
+        draw(tmp_path / "in/z.png", 255)
+        (tmp_path / "in/locked").mkdir()
+        (tmp_path / "empty").mkdir()
+        (tmp_path / "in/gone.png").symlink_to(tmp_path / "nothing")
+
+        def listdir(path):
+            if str(path).endswith("locked"):
+                raise PermissionError(13, "Permission denied", str(path))
+            return list_folder(path)
+
+        monkeypatch.setattr(os, "listdir", listdir)
+        for skip in (False, True):
+            summary = predict_files(Grey(), [tmp_path / "in", tmp_path / "empty", "http://host/a.jpg"],
+                                    tmp_path / "out", skip_existing=skip)
+            problems = "\n".join(summary.failed.values())
+            assert shown(tmp_path / "out") == {"z": 1} and len(summary.failed) == 5
+            for problem in ("File name too long", "can't search .*locked: Permission denied", "no images or videos in",
+                            "image not found: .*gone.png", "image not found: http://host/a.jpg: download it first"):
+                assert re.search(problem, problems)
+
+    def test_many_of_one_name(self, tmp_path):
+        names, start = ResultNames(tmp_path, keep_recordings=True), time.perf_counter()
+        found = {names.choose(f"{i}/a.png", Path("a")) for i in range(3000)}
+        assert len(found) == 3000 and time.perf_counter() - start < 5
+
+    @pytest.mark.skipif(sys.platform != "linux", reason="has names that are no text")
+    def test_a_name_that_is_no_text(self, tmp_path):
+        name = os.fsdecode(b"caf\xe9")
+        draw(tmp_path / "a.png", 255).rename(tmp_path / f"{name}.png")
+        predict_files(Grey(), tmp_path, tmp_path / "out")
+        assert predict_files(Grey(), tmp_path, tmp_path / "out", skip_existing=True).skipped == 1
+        assert shown(tmp_path / "out") == {name: 1}
 
 
 class TestCommandLine:
@@ -274,7 +478,7 @@ class TestCommandLine:
         (["predict", "--size", "1x2x3", "STREET"], "argument --size: a size is the shorter side or height x width"),
         (["predict", "STREET", "--out", "STREET"], "can't write to the output folder .*street.png"),
         (["predict", "STREET", "--out", "/dev/null/x"], "can't write to the output folder /dev/null/x: Not a"),
-        (["predict", "EMPTY"], "no images or videos in .*: looked for .bmp"),
+        (["predict", "EMPTY"], "no images or videos in .*: looked for .avif"),
         (["convert", "none.pth", "out.safetensors"], "checkpoint not found: none.pth"),
         (["convert", "none.pth", "out.bin"], "must end in .safetensors, got out.bin"),
     ])

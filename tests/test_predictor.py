@@ -1,4 +1,5 @@
 """`Predictor`: what it prepares, what runs, and that every way gives the same answers."""
+import pickle
 import subprocess
 import sys
 import threading
@@ -7,6 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 from conftest import SIZES
 from PIL import Image
 from safetensors.torch import save_file
@@ -14,7 +16,7 @@ from timm.layers import freeze_batch_norm_2d
 
 import bssnet_zoo
 from bssnet_zoo import Predictor
-from bssnet_zoo.inference import resize
+from bssnet_zoo.inference import resize, runner
 from bssnet_zoo.inference.overlap import ahead
 from bssnet_zoo.models.weights import ASSETS
 
@@ -106,6 +108,44 @@ def test_batches_run_as_one(model, monkeypatch):
     monkeypatch.setattr(model, "forward_features", lambda x: shapes.append(tuple(x.shape)) or forward(x))
     predictor.batch(images())
     assert [shape[0] for shape in shapes] == [1, 2, 1]
+
+
+def test_batches_are_read_as_they_run(model, monkeypatch):
+    predictor, order = Predictor(model, backend="eager", size=64), []
+    prepare, segment = predictor.prepare, predictor._segment
+    monkeypatch.setattr(predictor, "prepare", lambda image: order.append("read") or prepare(image))
+    monkeypatch.setattr(predictor, "_segment", lambda *args: order.append("run") or segment(*args))
+    assert len(predictor.batch(images()[:1] * 5, batch_size=2)) == 5
+    assert order == ["read"] * 3 + ["run"] + ["read"] * 2 + ["run"] * 2
+
+
+def test_a_stream_goes_on_after_a_bad_image(predictors):
+    stream = predictors["deploy"].stream([STREET, "none.png", STREET])
+    assert next(stream).labels.shape == (360, 480)
+    with pytest.raises(FileNotFoundError, match="none.png"):
+        next(stream)
+    assert [prediction.labels.shape for prediction in stream] == [(360, 480)]
+
+
+def test_pickle_and_equality(predictors, tmp_path, tiny):
+    save_file(tiny.state_dict(), tmp_path / "mine.safetensors")
+    predictor = Predictor(tmp_path / "mine.safetensors", backend="deploy", precision="float32", size=64)
+    again = pickle.loads(pickle.dumps(predictor))
+    one, two = predictor(STREET), again(STREET)
+    assert repr(again) == repr(predictor) and np.array_equal(one.labels, two.labels)
+    assert one == one and one != two and len({one, two}) == 2
+    with pytest.raises(TypeError, match="a Predictor of a model can't be pickled: make it of a name or a file"):
+        pickle.dumps(predictors["deploy"])
+
+
+def test_exported_files_keep_to_the_threads_asked_for(monkeypatch, tmp_path):
+    asked = []
+    monkeypatch.setattr(runner, "ExportedModel", lambda path, threads, precision: asked.append(threads) or 1 / 0)
+    for value, threads in (("1", torch.get_num_threads()), (None, None)):
+        monkeypatch.setenv("OMP_NUM_THREADS", value) if value else monkeypatch.delenv("OMP_NUM_THREADS")
+        with pytest.raises(ZeroDivisionError):
+            Predictor("a.onnx")
+        assert asked.pop() == threads
 
 
 def test_the_model_is_left_as_it_is(model):
@@ -205,8 +245,57 @@ def test_errors(model, arguments, message):
     assert "\n" not in str(error.value)
 
 
+class Scores(torch.nn.Module):
+    """Gives the same logits for any image."""
+
+    def __init__(self, logits):
+        super().__init__()
+        self.num_classes, self.logits = logits.shape[1], torch.nn.Parameter(logits)
+
+    def forward(self, images):
+        return self.logits
+
+
+class TestScoresThatAreNotFinite:
+    @pytest.mark.parametrize("size", [(32, 48), (64, 96)])
+    def test_minus_infinity_is_a_score(self, size):
+        """A wrapper masks classes so; the answer is that of the others, resized or not, averaged or not."""
+        torch.manual_seed(0)
+        logits = torch.randn(1, 11, 32, 48)
+        masked = logits.clone()
+        masked[:, 3:5] = -torch.inf
+        masked[:, :, :2, :2] = -torch.inf
+        picture = np.zeros((*size, 3), np.uint8)
+        prediction = Predictor(Scores(masked))(picture, probabilities=True)
+        assert prediction.counts().sum() == size[0] * size[1]
+        assert not np.isin(prediction.labels[4:, 4:], [3, 4]).any() and np.isfinite(prediction.probabilities).all()
+        if size == (32, 48):
+            assert np.array_equal(prediction.labels[2:, 2:], masked.argmax(1)[0, 2:, 2:])
+        assert resize.finite_logits(logits) is logits
+
+    @pytest.mark.parametrize("value", [torch.nan, torch.inf])
+    def test_others_are_refused(self, value):
+        logits = torch.zeros(1, 11, 4, 6)
+        logits[0, 2, 1, 1] = value
+        with pytest.raises(ValueError, match="the network gives NaN or infinite logits: its weights are broken"):
+            Predictor(Scores(logits))(np.zeros((8, 12, 3), np.uint8))
+
+
+@pytest.mark.parametrize(("source", "padded", "seen", "target"), [
+    (9, 72, 72, 100), (1, 8, 7, 1), (5, 40, 33, 3000), (12, 12, 12, 12), (7, 56, 50, 2)])
+def test_a_resize_is_torchs_two_and_takes_little_memory(source, padded, seen, target):
+    logits = torch.randn(1, 2, source, 4, dtype=torch.float64)
+    once = F.interpolate(logits, size=(padded, 4), mode="bilinear", align_corners=True)[:, :, :seen]
+    twice = F.interpolate(once, size=(target, 4), mode="bilinear", align_corners=True)
+    found = torch.cat(list(resize.resize_logits(logits, (padded, 4), (seen, 4), (target, 4))), dim=2)
+    assert torch.allclose(found, twice, atol=1e-12)
+    long = resize.resizes(source, 100_000, 100_000, 100_000, 32)
+    assert sum(matrix.numel() for _, matrix in long) < 100_000 * (source + 2)
+
+
 @pytest.mark.parametrize("classes", [1, 2, 11, 19, 256])
 def test_largest_class(classes):
+    assert not resize.largest_class(torch.zeros(classes, 2, 2)).any()  # of equal ones the first
     for logits in (torch.randn(classes, 20, 30), -torch.rand(classes, 20, 30) - 1, 1e-30 * torch.randn(classes, 5, 5)):
         expected = logits.argmax(0)
         found = resize.largest_class(logits.clone())

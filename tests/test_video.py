@@ -20,10 +20,11 @@ from PIL import Image
 
 from bssnet_zoo import Predictor, write_overlay
 from bssnet_zoo.cli import main
-from bssnet_zoo.data import open_dataset, videos
-from bssnet_zoo.data.videos import Clip, Video, is_video, stream_name
+from bssnet_zoo.data import open_dataset
+from bssnet_zoo.inference import video_reader
 from bssnet_zoo.inference.overlap import behind, newest
 from bssnet_zoo.inference.video import frame_rate
+from bssnet_zoo.inference.video_reader import Clip, Video, is_stream, is_video, stream_name
 from bssnet_zoo.models.weights import ASSETS
 
 av = pytest.importorskip("av")
@@ -150,7 +151,7 @@ class TestReading:
         calls = []
         monkeypatch.setattr(av, "open", lambda name, **options: calls.append((name, options)) or FileNotFoundError)
         for source in ("avfoundation:0", "v4l2:/dev/video0"):
-            videos._open(source)
+            video_reader._open(source)
         assert [(name, options["format"], options["options"]) for name, options in calls] == [
             ("0", "avfoundation", {"framerate": "30"}), ("/dev/video0", "v4l2", None)]
 
@@ -166,6 +167,18 @@ class TestReading:
                 ("rtsp://camera:554/live.sdp?key=1", "live"), ("/dev/video0", "video0"), ("http://host/a/b.mp4", "b"),
                 ("pipe:0", "0"), ("lavfi:testsrc=size=64x48", "testsrc_size_64x48"), ("rtsp://camera", "camera")):
             assert stream_name(source) == name
+
+    @pytest.mark.parametrize("secret", ["secret", "se?cr/et#", "p@ss"])
+    def test_passwords_are_not_shown(self, secret, tmp_path, capsys):
+        source = f"rtsp://admin:{secret}@127.0.0.1:1"
+        assert stream_name(source) == "127.0.0"
+        assert main(["predict", source, "--out", str(tmp_path), *RUN]) == 1
+        output = "".join(capsys.readouterr())
+        assert "rtsp://127.0.0.1:1" in output and secret not in output and "admin" not in output
+
+    @pytest.mark.parametrize("source", ["C://Users/me/street.mp4", "https://host/street.jpg", "http://host/a.PNG?b=c"])
+    def test_no_streams(self, source):
+        assert not is_stream(source)
 
     def test_size_that_changes(self, tmp_path):
         small, large = (write_video(tmp_path / f"{i}.ts", pan(5, size)) for i, size in enumerate([(96, 128), (64, 96)]))

@@ -9,17 +9,18 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from PIL import Image
 
-from ..data.videos import Clip
 from ..deployment.exported import is_exported
 from ..device import PRECISIONS, keep_freed_memory, parse_device, why_slow
 from ..distributed import Process, end_process, init_process
 from ..inference.files import predict_files
 from ..inference.polygons import require_opencv
 from ..inference.prediction import Prediction
-from ..inference.predictor import Predictor
+from ..inference.predictor import Predictor, check_smooth
 from ..inference.runner import BACKENDS
-from ..inference.video import VideoOptions, check_smooth
+from ..inference.video import VideoOptions
+from ..inference.video_reader import Clip
 from ..models import open_model
 from ..models.weights import checkpoint_config
 from .options import Verbs, image_size
@@ -53,6 +54,8 @@ def add_parser(verbs: Verbs) -> None:
     parser.add_argument("--no-overlay", dest="overlay", action="store_false", help="write no overlays")
     parser.add_argument("--labels", action=argparse.BooleanOptionalAction, help="write label maps (default: of images, "
                         "not of videos; NAME_labels.mkv, grey FFV1 whose pixel values are class ids)")
+    parser.add_argument("--max-pixels", type=float, metavar="N", help="millions of pixels that an image may have, "
+                        "a guard against files that fill the memory (default: 179)")
     video = parser.add_argument_group("videos and streams", "need the extra [video]")
     video.add_argument("--start", type=float, default=0., metavar="S", help="seconds from the beginning to the first "
                        "frame (default: %(default)g)")
@@ -118,6 +121,8 @@ def run(args: argparse.Namespace) -> int:
     exported = args.checkpoint is not None and is_exported(args.checkpoint)
     process = init_process("cpu" if exported else args.device, patient=True)
     check_options(args, process)
+    if args.max_pixels is not None:
+        Image.MAX_IMAGE_PIXELS = int(args.max_pixels * 1e6 / 2)  # Pillow warns from there on, and refuses twice as much
     clip = Clip(args.start, args.end, args.stride, args.max_frames, args.live)
     predictor = create_predictor(args, args.device if process.world_size == 1 else str(process.device))
     runner = predictor.runner

@@ -1,7 +1,6 @@
 """Data sets: folders of images and class masks in, tensors to train and evaluate on out.
 
-- `classes`: names and colours. `images`: reading an image of any kind. `videos`: frames of a video or
-  stream.
+- `classes`: names and colours. `images`: reading an image of any kind.
 - `datasets`: a folder as a PyTorch data set. `sampler`: the order of its samples. `transforms`: augmentation.
 - `edges`: where classes meet.
 - `check`, `report`: what is wrong with a data set, and what is in it.

@@ -6,12 +6,11 @@ from functools import partial
 from pathlib import Path
 
 import numpy as np
-from PIL import Image
 from tqdm import tqdm
 
 from .classes import IGNORE_INDEX
 from .datasets import UNKNOWN, UNREADABLE, SegmentationDataset, ranges, read_image, read_label
-from .images import ORIENTATION
+from .images import image_size
 
 __all__ = ["FileScan", "check_dataset", "distorted", "fingerprint", "missing_classes"]
 
@@ -34,11 +33,7 @@ def _scan(pair: tuple[Path, Path], full: bool) -> FileScan:
     try:
         if full:
             read_image(pair[0])
-        with Image.open(pair[0]) as image:
-            size = (image.height, image.width)
-            if image.getexif().get(ORIENTATION) in (5, 6, 7, 8):  # shown turned by 90 degrees, and read so
-                size = size[::-1]
-        label = read_label(pair[1])
+        size, label = image_size(pair[0]), read_label(pair[1])
     except UNREADABLE as error:
         return FileScan(*pair, error=f"{pair[0]}: {error}" if str(pair[0]) not in str(error) else str(error))
     return FileScan(*pair, size, label.shape, np.bincount(label.ravel(), minlength=256))

@@ -2,33 +2,41 @@
 import os
 import time
 import zlib
-from collections import deque
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections import Counter, deque
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
 import torch
-from PIL import Image
-from PIL.PngImagePlugin import PngInfo
 from tqdm import tqdm
 
 from ..data.classes import ClassInfo
-from ..data.images import IMAGE_SUFFIXES, image_files
-from ..data.videos import VIDEO_SUFFIXES, is_stream, is_video, require_av, stream_name, video_files
+from ..data.images import IMAGE_SUFFIXES
 from ..distributed import Process
-from ..files import atomic_path, make_folder
+from ..files import atomic_path, make_folder, visible_files
 from .overlap import ahead
 from .prediction import Prediction
 from .predictor import Predictor, Prepared
-from .video import VIDEO_ENDINGS, VideoOptions, VideoSummary, predict_video, unfinished
+from .results import (
+    IMAGE_ENDINGS,
+    RESULT_ENDINGS,
+    VIDEO_ENDINGS,
+    ResultNames,
+    check_free,
+    is_result,
+    origin,
+    png_info,
+    result_paths,
+    unfinished,
+    written_from,
+)
+from .video import VideoOptions, VideoSummary, predict_video
+from .video_reader import VIDEO_SUFFIXES, is_stream, is_video, require_av, stream_name, without_password
 
 __all__ = ["PredictionSummary", "predict_files"]
 
-IMAGE_ENDINGS = {"labels": "_labels.png", "overlay": "_overlay.png"}
-RESULT_ENDINGS = (*IMAGE_ENDINGS.values(), *VIDEO_ENDINGS.values())
-SOFTWARE, NAME = "Software", "bssnet-zoo"
 WRITING = 4  # predictions that wait for the thread that writes
 ALONE = Process(torch.device("cpu"))
 
@@ -46,6 +54,7 @@ class PredictionSummary:
         videos: What was done with each video.
         failed: Unreadable files, damaged videos, and why.
         skipped: Images and videos whose results were there.
+        left_out: Number of files of searched folders that are no input, by suffix or kind.
         seconds: Time for all images, reading and writing included.
         interrupted: Ctrl-C ended a video.
     """
@@ -56,6 +65,7 @@ class PredictionSummary:
     videos: list[VideoSummary] = field(default_factory=list)
     failed: dict[str | Path, str] = field(default_factory=dict)
     skipped: int = 0
+    left_out: Counter[str] = field(default_factory=Counter)
     seconds: float = 0.
     interrupted: bool = False
 
@@ -69,6 +79,7 @@ class PredictionSummary:
             videos=[video for part in parts for video in part.videos],
             failed={file: why for part in parts for file, why in part.failed.items()},
             skipped=sum(part.skipped for part in parts),
+            left_out=parts[0].left_out,
             seconds=max(part.seconds for part in parts),
             interrupted=any(part.interrupted for part in parts))
 
@@ -77,7 +88,7 @@ class PredictionSummary:
         self.counts += done.counts
         self.interrupted = done.interrupted
         if done.problem:
-            self.failed[source] = f"{source}: {done.problem}"
+            self.failed[source] = f"{done.source}: {done.problem}"
 
     def __str__(self) -> str:
         lines = []
@@ -91,84 +102,66 @@ class PredictionSummary:
         lines += [str(video) for video in self.videos]
         if self.skipped:
             lines.append(f"skipped {self.skipped} files whose results are there")
+        if self.left_out:
+            lines.append("left out " + ", ".join(f"{number} {kind}" for kind, number in self.left_out.most_common()))
         return "\n".join(lines + [f"failed: {reason}" for reason in self.failed.values()])
 
 
 def find_sources(
         paths: Iterable[str | os.PathLike],
-        out: Path,
-        recorded: Callable[[Path], bool] = lambda name: False,
+        names: ResultNames,
+        summary: PredictionSummary,
 ) -> list[tuple[str | Path, Path]]:
-    """Images and videos and the names, relative and without suffix, for their results: folders are searched to the
-    bottom.
+    """Images and videos, and the names for their results, relative and without suffix.
 
-    Args:
-        paths: Files, folders, addresses of streams.
-        out: The folder of the results, which are left out if they are there from before.
-        recorded: Whether a stream's name has results that must stay: what was recorded can't be had again.
+    Folders are searched to the bottom; the summary says what they have that is no input, and what can't be searched.
 
     Raises:
-        ValueError: A folder without images and videos.
+        ValueError: There are none.
     """
-    found, taken = list[tuple[str | Path, Path]](), set[str]()
-    for path in paths:
-        files: list[tuple[str | Path, Path]]
+    found, problems = list[tuple[str | Path, Path]](), dict[str | Path, str]()
+
+    def unreadable(error: OSError) -> None:
+        problems[str(error.filename)] = f"can't search {error.filename}: {error.strerror}"
+
+    for path in [os.fspath(path) for path in paths]:
         if is_stream(path):
-            files = [(os.fspath(path), Path(stream_name(path)))]
-        elif Path(path).is_dir():
-            files = [(p, p.relative_to(path).with_suffix(""))
-                     for p in sorted(image_files(Path(path)) + video_files(Path(path)))
-                     if not (p.name.endswith(RESULT_ENDINGS) and out.resolve() in p.resolve().parents)]
-            if not files:
-                raise ValueError(f"no images or videos in {path}: looked for "
-                                 f"{', '.join(IMAGE_SUFFIXES + VIDEO_SUFFIXES)}")
+            found.append((path, Path(stream_name(path))))
+        elif os.path.isdir(path):
+            before, files = len(problems), visible_files(path, unreadable=unreadable)
+            inputs = [file for file in files if file.suffix.lower() in IMAGE_SUFFIXES + VIDEO_SUFFIXES]
+            results = set(filter(is_result, inputs))
+            summary.left_out.update(file.suffix.lower() or "without suffix" for file in set(files).difference(inputs))
+            summary.left_out.update(["results of earlier runs"] * len(results))
+            if not inputs and len(problems) == before:
+                problems[path] = (f"no images or videos in {path}: looked for "
+                                  f"{', '.join(IMAGE_SUFFIXES + VIDEO_SUFFIXES)}")
+            found += [(file, file.relative_to(path).with_suffix("")) for file in inputs if file not in results]
         else:
-            files = [(Path(path), Path(Path(path).stem))]
-        for file, base in files:
-            name, n = base, 1
-            while str(name).casefold() in taken or is_stream(file) and recorded(name):
-                n += 1
-                name = base.with_name(f"{base.name}-{n}")
-            taken.add(str(name).casefold())  # on many disks a.png and A.png are one file
-            found.append((file, name))
-    return found
-
-
-def check_ours(path: Path) -> None:
-    """Raises FileExistsError if there is a file that `save_prediction` did not write."""
-    if not path.exists():
-        return
-    try:
-        with Image.open(path) as picture:
-            ours = picture.info.get(SOFTWARE) == NAME
-    except (OSError, ValueError, Image.DecompressionBombError):
-        ours = False
-    if not ours:
-        raise FileExistsError(f"{path} is there and was not written by {NAME} predict: choose another --out, or "
-                              "--overwrite")
-
-
-def result_paths(base: Path, outputs: Iterable[str], endings: Mapping[str, str]) -> dict[str, Path]:
-    """``BASE_labels.png`` and the like, by kind."""
-    return {kind: base.with_name(base.name + endings[kind]) for kind in outputs}
+            found.append((path if "://" in path else Path(path), Path(Path(path).stem)))
+    if problems and not found:
+        raise ValueError(next(iter(problems.values())))
+    summary.failed.update(problems)
+    return [(source, names.choose(source, base)) for source, base in found]
 
 
 def save_prediction(
         prediction: Prediction,
+        source: str | Path,
         base: Path,
+        inputs: Iterable[str | Path] = (),
         overwrite: bool = False,
         outputs: tuple[str, ...] = ("labels", "overlay"),
 ) -> tuple[Path, ...]:
     """Writes ``BASE_labels.png`` and ``BASE_overlay.png``, as far as they are asked for. Returns their paths.
 
     Raises:
-        FileExistsError: One is there that was not written by this function, and ``overwrite`` isn't set.
+        FileExistsError: One is an input, or was not written by this function and ``overwrite`` isn't set.
     """
     paths = result_paths(base, outputs, IMAGE_ENDINGS)
-    for path in () if overwrite else paths.values():
-        check_ours(path)
-    signed = PngInfo()
-    signed.add_text(SOFTWARE, NAME)
+    for path in paths.values():
+        check_free(path, inputs, overwrite)
+    signed = png_info(source, base)
     if "labels" in paths:
         with atomic_path(paths["labels"]) as temporary:
             prediction.label_image().save(temporary, pnginfo=signed)
@@ -198,9 +191,10 @@ def predict_files(
     Args:
         predictor: What segments them.
         paths: Image files, sources of videos as `Video` takes them, and folders, which are searched to the bottom.
-        out: The folder to write to; below a folder of images, sub-folders are kept.
+        out: The folder to write to; below a folder of images, sub-folders are kept. A source whose name has the results
+            of another one gets ``NAME-2``.
         overwrite: Replace files that were not written by this function.
-        skip_existing: Leave out images and videos of which all files are there.
+        skip_existing: Leave out images and videos of which all files are there, made from them and newer.
         images: What to write of images: "labels", "overlay", both or none.
         videos: What is wanted of videos.
         process: This process among those that share the files.
@@ -208,40 +202,33 @@ def predict_files(
             written, one after the other.
 
     Raises:
-        ValueError: A folder without images and videos, an output folder that can't be written to.
+        ValueError: No images and videos in the folders, an output folder that can't be written to.
         RuntimeError: There are videos, and PyAV isn't installed.
     """
     out, videos = Path(out), videos or VideoOptions()
-    outputs = videos.outputs
-
-    def recorded(name: Path) -> bool:
-        results = result_paths(out / name, outputs, VIDEO_ENDINGS).values()
-        return not (overwrite or skip_existing) and any(path.exists() for path in results)
-
+    classes = predictor.runner.classes
+    if classes is None:
+        raise ValueError("the model has no num_classes, which says how many classes to count")
+    summary = PredictionSummary(classes, np.zeros(len(classes.names), dtype=np.int64))
     paths = [paths] if isinstance(paths, (str, os.PathLike)) else paths
-    found = process.agree(find_sources(paths, out, recorded))
+    names = ResultNames(out, keep_recordings=not (overwrite or skip_existing))
+    found = process.agree(find_sources(paths, names, summary))
     if any(is_video(source) for source, _ in found):
         require_av()
     try:
         make_folder(out)
     except OSError as error:
         raise ValueError(f"can't write to the output folder {out}: {error.strerror}") from error
-    classes = predictor.runner.classes
-    if classes is None:
-        raise ValueError("the model has no num_classes, which says how many classes to count")
-    summary = PredictionSummary(classes, np.zeros(len(classes.names), dtype=np.int64))
-    mine = []
+    mine, named = [], [source for source, _ in found if str(source).endswith(RESULT_ENDINGS)]
     for source, name in found[process.rank::process.world_size]:
         kinds = (videos.outputs, VIDEO_ENDINGS) if is_video(source) else (images, IMAGE_ENDINGS)
-        results = result_paths(out / name, *kinds).values()
-        done = results and all(path.exists() for path in results) and not unfinished(out / name).exists()
-        if skip_existing and done:
+        if skip_existing and is_done(source, out / name, list(result_paths(out / name, *kinds).values())):
             summary.skipped += 1
         else:
             mine.append((source, name))
 
     def save(prediction: Prediction, file: str | Path, name: Path) -> tuple[Path, ...]:
-        written = save_prediction(prediction, out / name, overwrite, images)
+        written = save_prediction(prediction, file, out / name, named, overwrite, images)
         if on_written is not None:
             on_written(file, prediction)
         return written
@@ -253,7 +240,7 @@ def predict_files(
         if is_video(source) and not summary.interrupted:
             try:
                 summary.add_video(source, predict_video(
-                    predictor, source, out / name, videos, [other for other, _ in found], overwrite, on_written))
+                    predictor, source, out / name, videos, named, overwrite, on_written))
             except BrokenPipeError:
                 raise
             except (OSError, ValueError) as error:
@@ -263,9 +250,22 @@ def predict_files(
     return PredictionSummary.merged(process.gather(summary))
 
 
+def is_done(source: str | Path, base: Path, results: Sequence[Path]) -> bool:
+    """Whether all results of a source are there, whole, and newer than it is."""
+    try:
+        if not results or not all(os.path.exists(path) for path in results) or os.path.exists(unfinished(base)):
+            return False
+        if is_stream(source):
+            return True
+        own, newest = origin(source, base), os.path.getmtime(source)
+        return all(written_from(path) == own and os.path.getmtime(path) >= newest for path in results)
+    except OSError:  # who reads the source says what is wrong
+        return False
+
+
 def first_line(source: str | Path, error: Exception) -> str:
     """What to say of a source that was too large for memory: Python's error for that may be empty, torch's is long."""
-    return f"{source}: {(str(error) or type(error).__name__).splitlines()[0]}"
+    return f"{without_password(source)}: {(str(error) or type(error).__name__).splitlines()[0]}"
 
 
 def _predict_images(
@@ -304,7 +304,7 @@ def _predict_images(
             else:
                 try:
                     prediction = predictor.segment(prepared)
-                except (MemoryError, RuntimeError) as error:
+                except (MemoryError, RuntimeError, ValueError) as error:
                     summary.failed[file] = first_line(file, error)
                 else:
                     writing.append((file, writer.submit(save, prediction, file, name), prediction.counts()))

@@ -15,9 +15,9 @@ if TYPE_CHECKING:
 __all__ = ["Prediction"]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Prediction:
-    """A segmented image.
+    """A segmented image. It is equal to itself only: compare the arrays.
 
     Attributes:
         labels: Class ids, (H, W) uint8, at the size of the image.

@@ -3,7 +3,8 @@ import logging
 import os
 import warnings
 from collections.abc import Iterable, Iterator, Sequence
-from typing import Literal, NamedTuple
+from itertools import islice
+from typing import Any, Literal, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -11,14 +12,13 @@ from PIL import Image
 from torch import nn
 from torchvision.transforms.v2 import functional as TF
 
-from ..data.images import ImageLike, read_image
-from ..data.videos import Clip, Video
+from ..data.images import ImageLike, read_image, resize_image
 from ..models.classes import unnamed_classes
-from .overlap import ahead
+from .overlap import ahead, newest
 from .prediction import Prediction
-from .resize import largest_class, resize_logits
+from .resize import finite_logits, largest_class, resize_logits
 from .runner import create_runner
-from .video import check_smooth, predict_frames
+from .video_reader import Clip, Frame, Video
 
 __all__ = ["Predictor", "predict"]
 
@@ -56,6 +56,12 @@ def check_no_path(images: Iterable[ImageLike]) -> None:
     """Raises ValueError for a path, whose letters would be taken for images."""
     if isinstance(images, (str, os.PathLike)):
         raise ValueError(f"a list of images is needed, got the path {os.fspath(images)!r}: put it into a list")
+
+
+def check_smooth(smooth: float) -> None:
+    """Raises ValueError for what is no weight of the past."""
+    if not 0 <= smooth < 1:
+        raise ValueError(f"smooth must be 0 (off) or more and below 1, got {smooth:g}")
 
 
 def normalise(rgb: torch.Tensor, scale: torch.Tensor, shift: torch.Tensor) -> torch.Tensor:
@@ -108,6 +114,7 @@ class Predictor:
         sides = check_size(size)
         self.runner = create_runner(model, device, precision, backend)
         self.size = self.runner.size if size is None else sides
+        self._made_of = None if isinstance(model, nn.Module) else (model, device, precision, backend, size)
         if self.runner.fixed and self.size != self.runner.size:
             fixed = "x".join(map(str, self.runner.size or ()))
             raise ValueError(f"{model} takes images of {fixed} only: leave out the size, or export another file")
@@ -120,6 +127,11 @@ class Predictor:
         return (f"Predictor(backend={self.runner.backend}, precision={self.runner.precision}, "
                 f"device={self.runner.device}, size={size})")
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        if self._made_of is None:  # what runs the network belongs to this process
+            raise TypeError("a Predictor of a model can't be pickled: make it of a name or a file, or in each process")
+        return Predictor, self._made_of
+
     def __call__(self, image: ImageLike, probabilities: bool = False) -> Prediction:
         """Segments one image.
 
@@ -130,7 +142,7 @@ class Predictor:
 
         Raises:
             FileNotFoundError: No such file.
-            ValueError: Not an image, wrong type, shape or range.
+            ValueError: Not an image, wrong type, shape or range; a network that gives NaN.
         """
         return self.segment(self.prepare(image), probabilities)
 
@@ -148,19 +160,65 @@ class Predictor:
         if batch_size < 1:
             raise ValueError(f"batch_size must be 1 or more, got {batch_size}")
         check_no_path(images)
-        groups: list[list[Prepared]] = []
+        predictions, group = list[Prediction](), list[Prepared]()
+        limit = 1 if self.runner.one_by_one else batch_size
         for prepared in map(self.prepare, images):
-            if (groups and not self.runner.one_by_one and len(groups[-1]) < batch_size
-                    and groups[-1][0].images.shape == prepared.images.shape):
-                groups[-1].append(prepared)
-            else:
-                groups.append([prepared])
-        return [prediction for group in groups for prediction in self._segment(group, probabilities)]
+            if group and (len(group) == limit or group[0].images.shape != prepared.images.shape):
+                predictions += self._segment(group, probabilities)
+                group = []
+            group.append(prepared)
+        return predictions + (self._segment(group, probabilities) if group else [])
 
     def stream(self, images: Iterable[ImageLike], probabilities: bool = False) -> Iterator[Prediction]:
-        """Segments images one by one, as they come; the next ones are read while the network computes."""
+        """Segments images one by one, as they come; the next ones are read while the network computes.
+
+        An image that can't be read raises in its turn; ``next`` then gives the one after it.
+        """
         check_no_path(images)
-        return (self.segment(prepared, probabilities) for prepared in ahead(self.prepare, images))
+
+        def read(image: ImageLike) -> Prepared | Exception:
+            try:
+                return self.prepare(image)
+            except Exception as error:
+                return error
+
+        def segment(prepared: Prepared | Exception) -> Prediction:
+            if isinstance(prepared, Exception):
+                raise prepared
+            return self.segment(prepared, probabilities)
+
+        return map(segment, ahead(read, images))  # a generator would end at its first error
+
+    def frames(self, video: Video, smooth: float = 0.) -> Iterator[tuple[Frame, Prediction]]:
+        """Segments the frames of an open video; the next ones are decoded while the network computes.
+
+        Args:
+            video: The frames. Of a live one, ``video.dropped`` counts those that came while the network was busy.
+            smooth: As for `video`.
+        """
+        check_smooth(smooth)
+
+        def drop() -> None:
+            video.dropped += 1
+
+        def prepare(frame: Frame) -> tuple[Frame, Prepared]:
+            return frame, self.prepare(frame.image())
+
+        average: torch.Tensor | None = None
+        frames = islice(newest(video, drop), video.clip.max_frames) if video.live else video
+        try:
+            for frame, prepared in ahead(prepare, frames, number=1 if video.live else 2):
+                scores = self.scores(prepared)
+                if smooth:
+                    if scores.dtype == torch.uint8:
+                        raise ValueError("this file ends in labels, which can't be averaged: leave out smooth, or "
+                                         "export it without --labels")
+                    scores = finite_logits(scores)
+                    average = scores if average is None else torch.lerp(scores, average, smooth)
+                    scores = average
+                yield frame, self.answer(prepared, scores)
+        finally:
+            video.close()
 
     def video(
             self,
@@ -195,7 +253,7 @@ class Predictor:
         video = Video(source, Clip(start, end, stride, max_frames, live))
 
         def predictions() -> Iterator[tuple[float, Prediction]]:
-            for frame, prediction in predict_frames(self, video, smooth):
+            for frame, prediction in self.frames(video, smooth):
                 yield frame.time, prediction
             if video.problem:
                 warnings.warn(f"{video.source}: {video.problem}", stacklevel=2)
@@ -206,8 +264,7 @@ class Predictor:
         """Reads an image, resizes and normalises it. The first half of a call."""
         rgb = read_image(image)
         picture = TF.to_pil_image(rgb) if rgb.is_floating_point() else Image.fromarray(rgb.permute(1, 2, 0).numpy())
-        if self.size is not None:
-            rgb = TF.resize(rgb, self.size, antialias=True)
+        rgb = resize_image(rgb, self.size)
         images = normalise(rgb, self._scale, self._shift)
         height, width = rgb.shape[-2:]
         padding = (0, max(0, self.runner.min_size - width), 0, max(0, self.runner.min_size - height))

@@ -4,21 +4,55 @@ from functools import lru_cache
 
 import torch
 
-from ..losses.resized import interpolation_matrix, matrix_strips
+__all__ = ["finite_logits", "largest_class", "resize_logits"]
 
-__all__ = ["largest_class", "resize_logits"]
+LOWEST = -1e30  # stands for -inf, of which a resize makes NaN
+COLUMNS = 1024
+
+
+def finite_logits(logits: torch.Tensor) -> torch.Tensor:
+    """Logits without -inf, which is a legal score, that of a class which can't be: a very low number takes its place.
+
+    Raises:
+        ValueError: Some are NaN or +inf.
+    """
+    if logits.sum().isfinite():  # one pass, as a rule
+        return logits
+    if (logits.isnan() | logits.isposinf()).any():
+        raise ValueError("the network gives NaN or infinite logits: its weights are broken, or its precision is too "
+                         "low for them (float32 has the largest range)")
+    return logits.clamp(min=LOWEST)
+
+
+def linear(size: int, new_size: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Linear interpolation of ``size`` values to ``new_size``, aligned corners: the lower neighbours of the new values,
+    and the weights of the upper ones."""
+    position = torch.arange(new_size, dtype=torch.float64) * ((size - 1) / max(new_size - 1, 1))
+    lower = position.long().clamp(max=max(size - 2, 0))
+    return lower, position - lower
 
 
 @lru_cache(maxsize=16)
-def resizes(source: int, padded: int, seen: int, target: int) -> torch.Tensor:
-    """The matrix (target, source) of a side that is resized to ``padded``, cut to ``seen``, resized to ``target``.
+def resizes(source: int, padded: int, seen: int, target: int, step: int) -> list[tuple[slice, torch.Tensor]]:
+    """A side that is resized to ``padded``, cut to ``seen``, resized to ``target``: for each ``step`` values of the
+    result the values of the source that they come from, and the matrix between them.
 
-    float64, on the CPU (some devices have no float64).
+    float64, on the CPU (some devices have no float64). A matrix for all would grow with the square of the side.
     """
-    matrix = interpolation_matrix(source, padded, align_corners=True, dtype=torch.float64)[:seen]
-    if seen == target:
-        return matrix
-    return interpolation_matrix(seen, target, align_corners=True, dtype=torch.float64) @ matrix
+    (inner, inner_weight), (outer, outer_weight) = linear(source, padded), linear(seen, target)
+    strips = []
+    for start in range(0, target, step):
+        low, weight = outer[start:start + step], outer_weight[start:start + step]
+        taps = []
+        for at, share in ((low, 1 - weight), ((low + 1).clamp(max=seen - 1), weight)):
+            upper = (inner[at] + 1).clamp(max=source - 1)
+            taps += [(inner[at], share * (1 - inner_weight[at])), (upper, share * inner_weight[at])]
+        first, last = int(inner[low[0]]), int(max(places[-1] for places, _ in taps))
+        matrix = torch.zeros(len(low), last + 1 - first, dtype=torch.float64)
+        for places, shares in taps:
+            matrix.scatter_add_(1, (places - first)[:, None], shares[:, None])
+        strips.append((slice(first, last + 1), matrix))
+    return strips
 
 
 def resize_logits(
@@ -39,24 +73,29 @@ def resize_logits(
         seen: The part of it, from the top left, that is image.
         size: Height and width of the image.
         strip: Rows of a strip.
+
+    Raises:
+        ValueError: Logits that are NaN or +inf.
     """
+    logits = finite_logits(logits)
     down, across = (
-        resizes(logits.shape[2 + i], padded[i], seen[i], size[i]).to(logits.dtype) for i in range(2))
-    across = across.T.to(logits.device)
-    for _, used, part in matrix_strips(down, strip):
-        yield part.to(logits.device) @ (logits[:, :, used] @ across)
+        resizes(logits.shape[2 + i], padded[i], seen[i], size[i], step) for i, step in enumerate((strip, COLUMNS)))
+    wide = torch.cat([logits[..., used] @ matrix.T.to(logits) for used, matrix in across], dim=3)
+    for used, matrix in down:
+        yield matrix.to(logits) @ wide[:, :, used]
 
 
 def largest_class(strip: torch.Tensor) -> torch.Tensor:
-    """The class of the largest logit at each pixel of logits (C, H, W), which are overwritten: (H, W) uint8.
+    """The class of the largest logit at each pixel of finite logits (C, H, W), which are overwritten: (H, W) uint8.
 
     On a CPU the class stands in the lowest bits of its logit for that, because a maximum without its index takes a
-    third of the time. Logits that are equal but for these bits, the last 4 of 24 for 11 classes, count as equal.
+    third of the time. Logits that are equal but for these bits, the last 4 of 24 for 11 classes, count as equal; of
+    those that aren't negative the first one is taken, as torch does.
     """
     if strip.device.type != "cpu" or strip.dtype != torch.float32:
         return strip.max(0).indices.byte()
     classes = len(strip)
     mask = (1 << (classes - 1).bit_length()) - 1
     bits = strip.contiguous().view(torch.int32)
-    bits.bitwise_and_(~mask).bitwise_or_(torch.arange(classes, dtype=torch.int32)[:, None, None])
-    return (bits.view(torch.float32).amax(0).view(torch.int32) & mask).byte()
+    bits.bitwise_or_(mask).bitwise_xor_(torch.arange(classes, dtype=torch.int32)[:, None, None])
+    return (~bits.view(torch.float32).amax(0).view(torch.int32) & mask).byte()

@@ -106,7 +106,8 @@ def _file_runner(path: Path, device: str | torch.device | None, precision: str |
     device = parse_device("cpu" if device is None else str(device))
     if device.type != "cpu":
         raise ValueError(f"exported files are run on the CPU here, not on {device}")
-    exported = ExportedModel(path, precision=precision or _fastest_precision(device))
+    threads = torch.get_num_threads() if "OMP_NUM_THREADS" in os.environ else None  # torch has read the variable
+    exported = ExportedModel(path, threads, precision or _fastest_precision(device))
     if exported.runtime == "openvino":
         precision = precision or _fastest_precision(device)
     elif precision is not None:

@@ -1,29 +1,23 @@
 """Videos and streams in, predictions, overlays and label maps out."""
 import os
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from fractions import Fraction
-from itertools import islice
 from pathlib import Path
 from time import perf_counter
-from typing import TYPE_CHECKING
 
 import numpy as np
-import torch
 from tqdm import tqdm
 
-from ..data.videos import Clip, Frame, Video
-from .overlap import ahead, behind, newest
+from .overlap import behind
 from .prediction import Prediction
-from .video_file import VideoFile, label_format, overlay_format, video_file, written_by_us
+from .predictor import Predictor
+from .results import VIDEO_ENDINGS, check_free, origin, result_paths, unfinished
+from .video_reader import Clip, Frame, Video
+from .video_writer import VideoWriter, video_writer
 
-if TYPE_CHECKING:
-    from .predictor import Predictor, Prepared
-
-__all__ = ["VideoOptions", "VideoSummary", "predict_frames", "predict_video", "write_overlay"]
-
-VIDEO_ENDINGS = {"overlay": "_overlay.mp4", "labels": "_labels.mkv"}
+__all__ = ["VideoOptions", "VideoSummary", "predict_video", "write_overlay"]
 
 
 @dataclass(frozen=True)
@@ -73,43 +67,6 @@ class VideoSummary:
                 f"{self.seconds:.2f} s, {self.written / max(self.seconds, 1e-9):.1f} FPS; {files}")
 
 
-def check_smooth(smooth: float) -> None:
-    if not 0 <= smooth < 1:
-        raise ValueError(f"smooth must be 0 (off) or more and below 1, got {smooth:g}")
-
-
-def predict_frames(predictor: "Predictor", video: Video, smooth: float = 0.) -> Iterator[tuple[Frame, Prediction]]:
-    """Segments the frames of a video; a thread decodes and prepares the next ones while the network computes.
-
-    Args:
-        predictor: What segments them.
-        video: The frames. Of a live one, ``video.dropped`` counts those that came while the network was busy.
-        smooth: As for `Predictor.video`.
-    """
-    check_smooth(smooth)
-
-    def drop() -> None:
-        video.dropped += 1
-
-    def prepare(frame: Frame) -> "tuple[Frame, Prepared]":
-        return frame, predictor.prepare(frame.image())
-
-    average: torch.Tensor | None = None
-    frames = islice(newest(video, drop), video.clip.max_frames) if video.live else video
-    try:
-        for frame, prepared in ahead(prepare, frames, number=1 if video.live else 2):
-            scores = predictor.scores(prepared)
-            if smooth:
-                if scores.dtype == torch.uint8:
-                    raise ValueError("this file ends in labels, which can't be averaged: leave out smooth, or export "
-                                     "it without --labels")
-                average = scores if average is None else torch.lerp(scores, average, smooth)
-                scores = average
-            yield frame, predictor.answer(prepared, scores)
-    finally:
-        video.close()
-
-
 def write_overlay(
         frames: Iterable[tuple[float, Prediction]],
         path: str | os.PathLike[str],
@@ -139,38 +96,10 @@ def write_overlay(
         >>> write_overlay(frames, "drive_overlay.mp4")  # or predictor.video("drive.mp4") as the frames
         3
     """
-    with video_file(path, overlay_format()) as file, behind(file.write) as write:
+    with video_writer(path) as file, behind(file.write) as write:
         for time, prediction in frames:
             write(np.asarray(prediction.overlay(alpha, legend=False)), time)
     return file.frames
-
-
-def output_paths(
-        base: Path,
-        options: VideoOptions,
-        sources: Iterable[str | os.PathLike[str]],
-        overwrite: bool,
-) -> dict[str, Path]:
-    """The files to write for a video.
-
-    Raises:
-        FileExistsError: One is there that ``predict`` did not write, or is a source.
-    """
-    paths = {kind: base.with_name(base.name + VIDEO_ENDINGS[kind]) for kind in options.outputs}
-    for path in paths.values():
-        if not path.exists():
-            continue
-        if any(os.path.exists(source) and os.path.samefile(source, path) for source in sources):
-            raise FileExistsError(f"{path} is an input and would be overwritten: choose another --out")
-        if not overwrite and not written_by_us(path):
-            raise FileExistsError(f"{path} is there and was not written by bssnet-zoo predict: choose another --out, "
-                                  "or --overwrite")
-    return paths
-
-
-def unfinished(base: Path) -> Path:
-    """A file that says that the video's files, whole and playable, end where the run was interrupted."""
-    return base.with_name(f".{base.name}.unfinished")
 
 
 def frame_rate(rate: Fraction | None, stride: int) -> Fraction:
@@ -179,7 +108,7 @@ def frame_rate(rate: Fraction | None, stride: int) -> Fraction:
 
 
 def predict_video(
-        predictor: "Predictor",
+        predictor: Predictor,
         source: str | os.PathLike[str],
         base: Path,
         options: VideoOptions | None = None,
@@ -207,7 +136,9 @@ def predict_video(
         ValueError: Not a video, no frames in the clip.
     """
     options = options or VideoOptions()
-    paths = output_paths(base, options, [os.fspath(source), *sources], overwrite)
+    paths = result_paths(base, options.outputs, VIDEO_ENDINGS)
+    for path in paths.values():
+        check_free(path, [source, *sources], overwrite)
     video = Video(source, options.clip)
     classes = predictor.runner.classes
     summary = VideoSummary(video.source, np.zeros(len(classes.names) if classes else 0, dtype=np.int64))
@@ -215,24 +146,23 @@ def predict_video(
     bar = tqdm(total=video.expected() or None, unit="frame", desc=Path(video.source).name, disable=None, leave=False)
     try:
         with bar, ExitStack() as files:
-            written: dict[str, VideoFile] = {}
+            written: dict[str, VideoWriter] = {}
 
             def write(frame: Frame, prediction: Prediction) -> None:
                 if not written:
-                    like = dict(time_base=video.time_base, aspect=video.aspect,
-                                rate=frame_rate(video.rate, options.clip.stride))
-                    formats = {"overlay": overlay_format(**like), "labels": label_format(**like)}
-                    written.update({kind: files.enter_context(video_file(path, formats[kind]))
-                                    for kind, path in paths.items()})
+                    written.update({kind: files.enter_context(video_writer(
+                        path, labels=kind == "labels", source=origin(source, path), time_base=video.time_base,
+                        rate=frame_rate(video.rate, options.clip.stride), aspect=video.aspect,
+                    )) for kind, path in paths.items()})
                 for kind, file in written.items():
                     array = prediction.labels if kind == "labels" else np.asarray(prediction.overlay(legend=False))
                     file.write(array, frame.time, frame.duration * options.clip.stride)
                 summary.written += 1
                 if on_written is not None:
-                    on_written(source, prediction, time=round(float(frame.time), 6))
+                    on_written(video.source, prediction, time=round(float(frame.time), 6))
 
             with behind(write) as write_later:
-                for frame, prediction in predict_frames(predictor, video, options.smooth):
+                for frame, prediction in predictor.frames(video, options.smooth):
                     write_later(frame, prediction)
                     summary.counts += prediction.counts()
                     bar.set_postfix(dropped=video.dropped, refresh=False) if video.live else None

@@ -1,5 +1,6 @@
 """Frames of a video file, a stream or a camera, decoded by PyAV."""
 import errno
+import itertools
 import math
 import os
 import re
@@ -11,13 +12,14 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from ..files import visible_files
+from ..data.images import IMAGE_SUFFIXES
 
 if TYPE_CHECKING:
     import av
 
 __all__ = [
-    "VIDEO_SUFFIXES", "Clip", "Frame", "Video", "is_stream", "is_video", "require_av", "stream_name", "video_files"]
+    "VIDEO_SUFFIXES", "Clip", "Frame", "Video", "is_stream", "is_video", "require_av", "stream_name",
+    "without_password"]
 
 VIDEO_SUFFIXES = (
     ".3gp", ".avi", ".flv", ".m2ts", ".m4v", ".mkv", ".mov", ".mp4", ".mpeg", ".mpg", ".mts", ".ogv", ".ts", ".webm",
@@ -46,6 +48,8 @@ def _scheme(source: str | os.PathLike[str]) -> str:
     if text.startswith("/dev/video"):
         return "v4l2"
     head, colon, rest = text.partition(":")
+    if len(head) == 1 or re.split(r"[?#]", text.lower())[0].endswith(IMAGE_SUFFIXES):  # C://street.mp4, http://a.jpg
+        return ""
     return head.lower() if colon and (rest.startswith("//") or head.lower() in (*DEVICES, "pipe")) else ""
 
 
@@ -59,16 +63,17 @@ def is_video(source: str | os.PathLike[str]) -> bool:
     return is_stream(source) or Path(source).suffix.lower() in VIDEO_SUFFIXES
 
 
+def without_password(source: str | os.PathLike[str]) -> str:
+    """A source to be shown: ``rtsp://camera/1`` of rtsp://user:password@camera/1."""
+    return re.sub("//.*@", "//", os.fspath(source)) if is_stream(source) else os.fspath(source)
+
+
 def stream_name(source: str | os.PathLike[str]) -> str:
     """A name for the files of a stream: ``live`` of rtsp://camera/live.sdp?key=1, ``video0`` of /dev/video0."""
-    address = re.split(r"[?#]", os.fspath(source).partition(":")[2] or os.fspath(source))[0]
+    shown = without_password(source)
+    address = re.split(r"[?#]", shown.partition(":")[2] or shown)[0]
     last = address.rstrip("/").rpartition("/")[2]
     return re.sub(r"[^\w.-]+", "_", Path(last).stem).strip("._") or "stream"
-
-
-def video_files(folder: Path) -> list[Path]:
-    """The video files below a folder, sorted; hidden ones are left out."""
-    return visible_files(folder, VIDEO_SUFFIXES)
 
 
 @dataclass(frozen=True)
@@ -152,13 +157,13 @@ class Video:
     """
 
     def __init__(self, source: str | os.PathLike[str], clip: Clip | None = None):
-        self.source, self.clip = os.fspath(source), clip or Clip()
-        self._container = _open(self.source)
+        self.source, self.clip = without_password(source), clip or Clip()
+        self._container = _open(os.fspath(source))
         self._stream = _video_stream(self._container, self.source)
         self.rate: Fraction | None = self._stream.average_rate or self._stream.guessed_rate or None
         self.time_base: Fraction = self._stream.time_base
         self.aspect = Fraction(1)
-        scheme = _scheme(self.source)
+        scheme = _scheme(source)
         self._endless = scheme in ("http", "https") and self._container.duration is None
         self.live = scheme in LIVE_PROTOCOLS + DEVICES or self._endless if self.clip.live is None else self.clip.live
         self._stream.thread_type = "SLICE" if self.live else "AUTO"  # threads by frame hold frames back
@@ -207,18 +212,17 @@ class Video:
         return self._container.duration / 1e6 if self._container.duration and len(self._container.streams) == 1 else 0.
 
     def _from(self, start: float) -> Iterator[Frame]:
-        """Frames from a time on: from the key frame before it, or from the first one if there is no finding it."""
-        frames, origin = self._frames(), self._stream.start_time
-        if start and origin is not None and not self.live and self._seek(origin + int(start / self.time_base)):
-            first = next(frames, None)
-            if first is None or first.time > start:  # no key frame there: all from the beginning, before which dts are
-                self._seek(origin - int(10 / self.time_base))
+        """Frames from a time on. Decoding begins at the key frame before it, where the container finds one."""
+        frames = self._frames()
+        first = self._stream.start_time
+        if start and first is not None and not self.live and self._seek(first + int(start / self.time_base)):
+            frame = next(frames, None)
+            if frame is not None and frame.time <= start:
+                frames = itertools.chain([frame], frames)
+            else:  # it came to a later one, or to none: from the beginning, where timestamps may be below the first
+                self._seek(first - int(10 / self.time_base))
                 frames, self.problem, self._damaged = self._frames(), None, 0
-            elif first.time == start:
-                yield first
-        for frame in frames:
-            if frame.time >= start:
-                yield frame
+        return (frame for frame in frames if frame.time >= start)
 
     def _seek(self, timestamp: int) -> bool:
         try:
@@ -295,7 +299,7 @@ def _open(source: str) -> Any:
             name, format=scheme if scheme in DEVICES else None, timeout=TIMEOUT,
             options={"framerate": "30"} if scheme == "avfoundation" else None)  # Macs' cameras refuse FFmpeg's 29.97
     except (av.FFmpegError, OSError, ValueError) as error:
-        raise ValueError(f"can't read a video from {source}: {_reason(error)}") from error
+        raise ValueError(f"can't read a video from {without_password(source)}: {_reason(error)}") from error
 
 
 def _video_stream(container: Any, source: str) -> Any:

@@ -2,64 +2,49 @@
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
 from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from ..data.videos import require_av
 from ..files import atomic_path
+from .video_reader import require_av
 
-__all__ = ["VideoFormat", "label_format", "overlay_format", "video_file", "written_by_us"]
+__all__ = ["VideoWriter", "video_writer", "written_from"]
 
-SIGNATURE = "bssnet-zoo predict"  # in the comment of our files
+SIGNATURE = "bssnet-zoo predict"  # in the comment of our files, before " of " and the source
 ANY_RATE = Fraction(1, 90_000)  # seconds: multiples of it hit nearly all frame rates in use
+PRESET = {"preset": "ultrafast", "crf": "20"}  # of x264's the fastest: the next one takes twice the time for as much
 
 
-@dataclass(frozen=True)
-class VideoFormat:
-    """How frames become a file.
+class VideoWriter:
+    """A file that grows by a frame at a time, at ``path``; errors call it ``name``.
 
-    Attributes:
-        codec: Name of FFmpeg's encoder.
-        source: Layout of the arrays that are given to it.
-        options: Of the encoder.
-        container: Options of the file.
+    The first frame gives it its size, and begins at 0 seconds.
+
+    Args:
+        path: Where it grows.
+        name: What it will be called.
+        labels: Frames are class ids, and become grey FFV1, lossless; otherwise RGB, which becomes H.264.
+        source: What it is made from, which it says.
         rate: Frames a second, on average.
         time_base: What timestamps are rounded to, in seconds.
         aspect: Width of a pixel by its height.
     """
 
-    codec: str
-    source: str
-    options: dict[str, str] = field(default_factory=dict)
-    container: dict[str, str] = field(default_factory=dict)
-    rate: Fraction = Fraction(25)
-    time_base: Fraction = ANY_RATE
-    aspect: Fraction = Fraction(1)
-
-
-def overlay_format(**like: Any) -> VideoFormat:
-    """H.264 in MP4, for RGB. Its arguments are ``rate``, ``time_base`` and ``aspect`` of `VideoFormat`."""
-    # of x264's presets the fastest: the next one takes twice the time for files as large
-    return VideoFormat("libx264", "rgb24", {"preset": "ultrafast", "crf": "20"}, {"movflags": "faststart"}, **like)
-
-
-def label_format(**like: Any) -> VideoFormat:
-    """FFV1 in Matroska, for class ids: lossless, and grey pixels are the ids. Arguments as for `overlay_format`."""
-    return VideoFormat("ffv1", "gray", **like)
-
-
-class VideoFile:
-    """A file that grows by a frame at a time, at ``path``; errors call it ``name``.
-
-    The first frame gives it its size, and begins at 0 seconds.
-    """
-
-    def __init__(self, path: Path, name: str, format: VideoFormat):
-        self.path, self.name, self.format = path, name, format
+    def __init__(
+            self,
+            path: Path,
+            name: str,
+            labels: bool = False,
+            source: str = "",
+            rate: Fraction = Fraction(25),
+            time_base: Fraction = ANY_RATE,
+            aspect: Fraction = Fraction(1),
+    ):
+        self.path, self.name, self.labels, self.source = path, name, labels, source
+        self.rate, self.time_base, self.aspect = rate, time_base, aspect
         self.frames = 0
         self._container: Any = None
         self._begin = 0.
@@ -78,9 +63,9 @@ class VideoFile:
         if self._container is None:
             self._open(*array.shape[:2])
             self._begin = time
-        base = self.format.time_base
-        frame = av.VideoFrame.from_ndarray(array, format=self.format.source)
-        if self.format.source == "rgb24":
+        base = self.time_base
+        frame = av.VideoFrame.from_ndarray(array, format="gray" if self.labels else "rgb24")
+        if not self.labels:
             frame = frame.reformat(format=self._stream.pix_fmt, src_color_range="JPEG", dst_color_range="MPEG",
                                    dst_colorspace="ITU709")
         self._last = frame.pts = max(self._last + 1, round((time - self._begin) / base))
@@ -114,18 +99,19 @@ class VideoFile:
     def _open(self, height: int, width: int) -> None:
         import av
 
-        form = self.format
-        if form.codec not in av.codecs_available:
-            raise RuntimeError(f"this PyAV has no encoder '{form.codec}', which {self.path.suffix} files need: "
+        codec = "ffv1" if self.labels else "libx264"
+        if codec not in av.codecs_available:
+            raise RuntimeError(f"this PyAV has no encoder '{codec}', which {self.path.suffix} files need: "
                                "pip install --force-reinstall --only-binary av av")
-        self._container = av.open(os.path.abspath(self.path), "w", container_options=form.container)
-        self._container.metadata["comment"] = SIGNATURE
-        self._stream = self._container.add_stream(form.codec, rate=form.rate, options=form.options)
+        self._container = av.open(os.path.abspath(self.path), "w", container_options={
+            } if self.labels else {"movflags": "faststart"})
+        self._container.metadata["comment"] = f"{SIGNATURE} of {self.source}" if self.source else SIGNATURE
+        self._stream = self._container.add_stream(codec, rate=self.rate, options={} if self.labels else PRESET)
         context = self._stream.codec_context
         self._stream.width, self._stream.height = width, height
-        context.time_base = self._stream.time_base = form.time_base
-        context.sample_aspect_ratio = form.aspect
-        if form.source == "gray":
+        context.time_base = self._stream.time_base = self.time_base
+        context.sample_aspect_ratio = self.aspect
+        if self.labels:
             self._stream.pix_fmt, context.color_range = "gray", 2  # of the whole range: an id is no brightness
         else:  # half the colours, which all players take, needs even sides
             self._stream.pix_fmt = "yuv444p" if width % 2 or height % 2 else "yuv420p"
@@ -133,8 +119,10 @@ class VideoFile:
 
 
 @contextmanager
-def video_file(path: str | os.PathLike[str], format: VideoFormat) -> Iterator[VideoFile]:
-    """A `VideoFile` that is there when the block ends; Ctrl-C and SIGTERM end it too, another error removes it.
+def video_writer(path: str | os.PathLike[str], **options: Any) -> Iterator[VideoWriter]:
+    """A `VideoWriter` with these options, whose file is there when the block ends.
+
+    Ctrl-C and SIGTERM end it too, another error removes it.
 
     Raises:
         OSError: It can't be written.
@@ -142,7 +130,7 @@ def video_file(path: str | os.PathLike[str], format: VideoFormat) -> Iterator[Vi
     require_av()
     stop: BaseException | None = None
     with atomic_path(path) as temporary:
-        file = VideoFile(temporary, os.fspath(path), format)
+        file = VideoWriter(temporary, os.fspath(path), **options)
         try:
             try:
                 yield file
@@ -160,11 +148,13 @@ def video_file(path: str | os.PathLike[str], format: VideoFormat) -> Iterator[Vi
         raise stop
 
 
-def written_by_us(path: Path) -> bool:
-    """Whether a file is a video that `video_file` wrote."""
+def written_from(path: Path) -> str | None:
+    """What a video that `video_writer` wrote was made from, as it says; None for a video of others."""
     av = require_av()
     try:
         with av.open(os.path.abspath(path)) as container:
-            return container.metadata.get("comment", container.metadata.get("COMMENT")) == SIGNATURE
+            comment = container.metadata.get("comment", container.metadata.get("COMMENT", ""))
     except (av.FFmpegError, OSError):
-        return False
+        return None
+    name, _, source = comment.partition(" of ")
+    return source if name == SIGNATURE else None
