@@ -251,15 +251,16 @@ def test_pickle_script_export(pairs, variant):
     torch.testing.assert_close(exported(images), expected, rtol=1e-3, atol=1e-3)
 
 
-@pytest.mark.slow
-def test_dynamic_export(pairs):
-    _, deployed = pairs("bssnet_b")
-    height, width = (64 * torch.export.Dim(name, min=8, max=64) for name in ("h", "w"))
-    shapes = {"x": {0: torch.export.Dim("n", min=1, max=8), 2: height, 3: width}}
-    exported = torch.export.export(deployed, (torch.randn(2, 3, 640, 576),), dynamic_shapes=shapes).module()
-    images = torch.randn(1, 3, 576, 704)
-    with torch.inference_mode():
-        torch.testing.assert_close(exported(images), deployed(images), rtol=1e-3, atol=1e-3)
+@pytest.mark.parametrize("upsample", [False, True])
+@pytest.mark.filterwarnings("ignore::torch.jit.TracerWarning", "ignore::FutureWarning")
+def test_trace_is_for_any_size(upsample):
+    """Maps are doubled at the size of the trace, and not at others."""
+    deployed = bssnet_zoo.deploy(shallow(upsample=upsample))
+    traced = torch.jit.trace(deployed, torch.randn(1, 3, 384, 512))
+    for size in ((384, 512), (97, 141), (400, 500)):
+        images = torch.randn(1, 3, *size)
+        with torch.inference_mode():
+            torch.testing.assert_close(traced(images), deployed(images), rtol=1e-3, atol=1e-4)
 
 
 @pytest.mark.parametrize("change", [freeze_batch_norm_2d, nn.SyncBatchNorm.convert_sync_batchnorm])
