@@ -44,7 +44,6 @@ ROWS = [
     (PREDICT + "--num-classes 3", "--num-classes needs --checkpoint", 2),
     (PREDICT + "--precision int4", "invalid choice: 'int4'", 2),
     (PREDICT + "--device gpu", "gpu", 2),
-    ("bench --plot {out}/a.docx", "the name must end in ", 2),
     ("bench --json {in}", "can't be written: it is a folder", 2),
     ("export --out {out}/m.txt", "the name of an onnx file must end in .onnx", 2),
     ("publish bssnet_t --org me --dry-run --out {out}", "the name to publish is MODEL.TAG", 2),
