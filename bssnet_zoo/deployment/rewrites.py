@@ -1,7 +1,7 @@
 """`deploy`: an inference-only copy of a BSSNet that gives the same logits in less time.
 
 Every rewrite is an identity of algebra, computed in float64: `docs/explanation/rewrites.md` explains each,
-`benchmarks/rewrites.py` measures what it gains.
+`experiments/rewrites.py` measures what it gains.
 """
 import copy
 from typing import Any

@@ -1,6 +1,6 @@
 """Draws the speeds that ``bssnet-zoo bench --json`` wrote.
 
-    python benchmarks/plot_speed.py speed.json docs/images/benchmark.png
+    python experiments/plot_speed.py speed.json docs/images/benchmark.png
 
 Needs matplotlib.
 """
