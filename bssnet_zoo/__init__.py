@@ -1,6 +1,5 @@
 """BSSNet as a timm-style model zoo: real-time semantic segmentation of road scenes."""
 from .deployment.rewrites import deploy
-from .device import keep_freed_memory
 from .inference.prediction import Prediction
 from .inference.predictor import Predictor, predict
 from .inference.video import write_overlay
@@ -29,7 +28,6 @@ __all__ = [
     "convert_checkpoint",
     "create_model",
     "deploy",
-    "keep_freed_memory",
     "list_models",
     "load_checkpoint",
     "predict",

@@ -68,7 +68,3 @@ def make_bundled(probabilities: bool):
     model = bssnet_zoo.deploy(bssnet_zoo.create_model("bssnet_t", pretrained=True))
     image = Image.open(ASSETS / "street.png").resize((1200, 900))
     return lambda: bssnet_zoo.predict(model, image, size=360, probabilities=probabilities).labels
-
-
-def make_small_peak(precision, device):
-    return lambda: torch.ones(8, 8) @ torch.ones(8, 8)

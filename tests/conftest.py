@@ -139,7 +139,7 @@ def pytest_xdist_auto_num_workers(config: pytest.Config) -> int:
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Tests that run OpenVINO come last, since it changes the process that they run in; of these the longest first."""
-    last = ("test_docs.py", "test_export.py", "test_bench.py", "test_demo_page.py", "test_exported.py", "test_video.py",
+    last = ("test_docs.py", "test_export.py", "test_bench.py", "test_demo_page.py", "test_video.py",
             "test_results.py", "test_transformers.py", "test_predictor.py", "test_predict.py", "test_scale.py",
             "test_demo.py")
     items.sort(key=lambda item: last.index(item.path.name) if item.path.name in last else -1)

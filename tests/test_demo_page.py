@@ -67,6 +67,7 @@ def served(tmp_path_factory):
         patch.setattr(site, "PRECISIONS", ("float32",))
         write_site([bssnet_zoo.create_model("bssnet_t", pretrained=True)], folder, runtime=npm, size=360)
     with serving(folder) as running:
+        running.folder = folder
         yield running
 
 
@@ -283,6 +284,11 @@ def test_what_is_no_picture_is_said_and_the_last_one_stays(demo):
     demo.page.wait_for_selector("#problem:not([hidden])")
     assert demo.text("problem") == "notes.txt is not a picture or a video that this browser can read."
     assert (np.asarray(demo.saved("labels")) == before).all()
+    line = io.BytesIO()
+    Image.new("RGB", (1, 300)).save(line, "PNG")
+    demo.choose_file("line.png", line.getvalue(), "image/png")
+    demo.page.wait_for_function("() => document.getElementById('problem').textContent.includes('is too long and thin')")
+    demo.choose_sample("dusk")
     sound = io.BytesIO()
     with wave.open(sound, "wb") as file:
         file.setparams((1, 2, 8000, 8000, "NONE", ""))
@@ -452,14 +458,16 @@ def test_nothing_can_be_sent_elsewhere(demo):
 @contextlib.contextmanager
 def instead(served, name: str, path: Path | None):
     """Another file, or none, in the place of one of the site's."""
-    before = served.files[f"/{name}"]
-    served.files[f"/{name}"] = path
+    place, kept = served.folder / name, served.folder.parent / "kept"
+    place.rename(kept)
+    if path:
+        shutil.copy(path, place)
     yield
-    served.files[f"/{name}"] = before
+    kept.replace(place)
 
 
 def test_another_model_with_its_classes_and_another_backend(browser, served, tmp_path):
-    manifest = json.loads(served.files["/manifest.json"].read_text())
+    manifest = json.loads((served.folder / "manifest.json").read_text())
     first, = manifest["models"]
     classes = [dict(name=f"kind {i}", colour="#0a0b0c") for i in range(len(first["classes"]))]
     files = {**first["files"], "int8": first["files"]["float32"]}
@@ -490,13 +498,13 @@ def problem(browser, served) -> str:
 
 
 def test_files_that_are_missing_or_altered_are_refused(browser, served, tmp_path):
-    weights = next(name for name in served.files if name.endswith(".onnx"))[1:]
+    weights = f"models/{next((served.folder / 'models').iterdir()).name}"
     with instead(served, weights, None):
         host = served.url.split("/")[2]
         assert problem(browser, served) == f"{weights.split('/')[1]} is missing: {host} answers 404."
     for name in (weights, "runtime/ort.wasm.min.mjs"):
         altered = tmp_path / Path(name).name
-        content = bytearray(served.files[f"/{name}"].read_bytes())
+        content = bytearray((served.folder / name).read_bytes())
         content[len(content) // 2] ^= 1
         altered.write_bytes(content)
         with instead(served, name, altered):
@@ -515,7 +523,7 @@ def test_one_thread_where_the_host_sets_no_headers(browser, served, monkeypatch)
 
 
 def test_the_runtime_comes_from_the_cdn_and_is_checked(browser, served, tmp_path):
-    manifest = json.loads(served.files["/manifest.json"].read_text())
+    manifest = json.loads((served.folder / "manifest.json").read_text())
     manifest["runtime"] = runtime.runtime_facts(local=False)
     (tmp_path / "manifest.json").write_text(json.dumps(manifest))
     asked = []

@@ -76,7 +76,7 @@ def run_shell(example: Example) -> None:
     for tool, *words in commands:
         if tool == "torchrun" and "..." not in words:
             build_parser().parse_args(words[words.index("bssnet_zoo") + 1:])
-        elif tool == "python" and words[0].startswith("benchmarks/"):
+        elif tool == "python" and words[0].startswith("experiments/"):
             assert (ROOT / words[0]).is_file(), words[0]
         if tool == "bssnet-zoo":
             args = build_parser().parse_args(words)

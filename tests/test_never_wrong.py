@@ -81,7 +81,7 @@ class TestAModelKnowsItsClasses:
         path = tmp_path / "mine.torchscript"
         assert main(["export", "--checkpoint", str(tmp_path / "half.safetensors"), "--format", "torchscript", "--out",
                      str(path), "--size", "64x96"]) == 0
-        assert bssnet_zoo.Predictor(path).runner.classes.names == ("sky", "road", "car")
+        assert bssnet_zoo.Predictor(path, trust=True).runner.classes.names == ("sky", "road", "car")
 
     def test_publish(self, best, tmp_path):
         from bssnet_zoo.hub import stage
@@ -394,7 +394,8 @@ class TestPredictGoesOn:
             return run, open_torchscript(*args)[1]
 
         monkeypatch.setitem(OPENERS, ".torchscript", ("torchscript", open_file))
-        assert main(["predict", str(tmp_path), "--checkpoint", str(path), "--out", str(tmp_path / "out")]) == 1
+        out = tmp_path / "out"
+        assert main(["predict", str(tmp_path), "--checkpoint", str(path), "--trust", "--out", str(out)]) == 1
         out = capsys.readouterr().out
         assert "1 images in" in out and "t.torchscript: not enough space" in out
 

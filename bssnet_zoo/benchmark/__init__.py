@@ -2,5 +2,5 @@
 
 - `backends`: what is timed; `peers`: networks of others.
 - `rounds`: times things by turns, each in a process of its own.
-- `table`, `plot`: what is shown.
+- `table`: what is shown.
 """

@@ -54,15 +54,14 @@ class Backend:
 
 BACKENDS = {
     "eager": Backend("the model as created, NCHW", upsample="plain", peers=True),
+    "eager_kept": Backend("the same, with keep_freed_memory()", devices=("cpu",), upsample="plain", peers=True),
     "channels_last": Backend("the same, channels_last", upsample="plain", peers=True),
-    "deploy": Backend("bssnet_zoo.deploy, channels_last"),
+    "deploy": Backend("bssnet_zoo.deploy, channels_last, with keep_freed_memory() on a CPU"),
     "compile": Backend("torch.compile of deploy (of peers: channels_last)", peers=True),
     "torchscript": Backend("deploy as TorchScript", format="torchscript"),
     "onnxruntime": Backend("deploy in ONNX Runtime", ("float32", "int8"), ("cpu",), "plain", format="onnx"),
     "openvino": Backend(
         "deploy in OpenVINO", ("float32", "bfloat16", "int8"), ("cpu",), "exported", format="openvino"),
-    "cudagraphs": Backend("deploy in a CUDA graph", devices=("cuda",)),
-    "tensorrt": Backend("deploy in TensorRT, by torch_tensorrt", devices=("cuda",)),
 }
 BASELINE = ("eager", "float32")
 
@@ -147,21 +146,15 @@ def make_torch(side: Side, size: Sequence[int], settings: Settings) -> Callable[
     model = open_network(side.model)
     if BACKENDS[side.backend].upsample == "deploy" and isinstance(model, BSSNet):
         model = deploy(model)
-        if settings.device.type == "cpu":
-            keep_freed_memory()  # as docs/deploy.md advises
+    if settings.device.type == "cpu" and side.backend not in ("eager", "channels_last"):
+        keep_freed_memory()  # as docs/deploy.md advises
     as_side: dict[str, Any] = dict(
         device=settings.device, dtype=PRECISIONS[side.precision],
-        memory_format=torch.contiguous_format if side.backend == "eager" else torch.channels_last)
+        memory_format=torch.contiguous_format if side.backend.startswith("eager") else torch.channels_last)
     run: Callable[..., Any] = (model if settings.full_size else RawLogits(model)).to(**as_side)
     images = street(size).to(**as_side)
     if side.backend == "compile":
         run = torch.compile(run)
-    elif side.backend == "cudagraphs":
-        run = torch.cuda.make_graphed_callables(run, (images,))
-    elif side.backend == "tensorrt":
-        import torch_tensorrt  # if it is missing, the error says so
-
-        run = torch_tensorrt.compile(run, ir="dynamo", inputs=[images], enabled_precisions={as_side["dtype"]})
     return lambda: run(images)
 
 

@@ -25,10 +25,10 @@ __all__ = ["SHARED", "bench_size", "choose_sides", "machine_facts", "markdown", 
 # what the table of machines in docs/benchmark.md is made of
 SHARED: dict[str, Any] = dict(
     models=["bssnet_t"], peers=[], size=[(360, 480), (720, 960)], precision=["float32", "bfloat16", "int8"],
-    backends=["eager", "deploy", "cudagraphs", "onnxruntime", "openvino"], full_size=False)
+    backends=["eager", "deploy", "onnxruntime", "openvino"], full_size=False)
 
 CPU_FLAGS = ("avx2", "avx512f", "avx512_bf16", "avx512_vnni", "avx_vnni", "amx_bf16", "amx_int8")
-PACKAGES = ("torch", "torchvision", "onnxruntime", "openvino", "nncf", "segmentation_models_pytorch", "torch_tensorrt")
+PACKAGES = ("torch", "torchvision", "onnxruntime", "openvino", "nncf", "segmentation_models_pytorch")
 
 
 def choose_sides(
@@ -37,7 +37,13 @@ def choose_sides(
         backends: Sequence[str],
         precisions: Sequence[str],
 ) -> list[Side]:
-    """Rows of the table in order; each network's baseline comes first, asked for or not."""
+    """Rows of the table in order; each network's baseline comes first, asked for or not.
+
+    Raises:
+        ValueError: An unknown model. Of peers `bench_size` says so.
+    """
+    for name in filter(is_peer, models):
+        raise ValueError(f"unknown model '{name}': 'bssnet-zoo list' names ours; networks of others are --peers")
     sides = []
     for name in (*models, *peers):
         sides.append(Side(name, *BASELINE))
@@ -141,10 +147,10 @@ def _cells(row: dict[str, Any]) -> tuple[str, ...]:
     return (
         row["model"], row["backend"], row["precision"],
         seconds.format(digits=1, scale=1000), f"{row['fps']:.1f}",
+        f"{row['share_of_peak']:.0%}" if row["share_of_peak"] else "-",
         Spread(**ratio).format(digits=2) if ratio else "-",
         "-" if row["memory"] is None else f"{row['memory'] / 2 ** 20:.0f}",
         f"{row['multiply_adds'] / 1e9:.2f}",
-        f"{row['share_of_peak']:.0%}" if row["share_of_peak"] else "-",
         f"1/{row['stride']}",
     )
 
@@ -152,7 +158,7 @@ def _cells(row: dict[str, Any]) -> tuple[str, ...]:
 def markdown(part: dict[str, Any], machine: dict[str, Any], settings: Settings) -> str:
     """What `bench_size` gives as a table for a terminal or a Markdown file."""
     rows: list[tuple[str, ...]] = [
-        ("model", "backend", "precision", "ms", "FPS", "times eager float32", "MiB", "GMAC", "of peak", "logits")]
+        ("model", "backend", "precision", "ms", "FPS", "of peak", "times eager float32", "MiB", "GMAC", "logits")]
     rows += [_cells(row) for row in part["results"]]
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     lines = ["| " + " | ".join(map(str.ljust, row, widths)) + " |" for row in rows]

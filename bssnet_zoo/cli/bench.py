@@ -8,7 +8,6 @@ from dataclasses import asdict
 import torch
 
 from ..benchmark.backends import BACKENDS, PEAKS, Settings
-from ..benchmark.plot import check_plot, plot
 from ..benchmark.table import SHARED, bench_size, choose_sides, machine_facts, markdown, shared_rows
 from ..device import parse_device
 from ..files import atomic_path, check_writable
@@ -19,9 +18,8 @@ def add_parser(verbs: Verbs) -> None:
     parser = verbs.add_parser(
         "bench", help="speed of models by size, backend and precision",
         description="Times models, batch 1, up to the raw logits: all sides by turns, each in a process of its own. "
-                    "Prints medians, 10th and 90th percentiles over the rounds, the ratio to the plain model in "
-                    "float32, peak memory, multiply-adds and their share of what torch reaches in one large "
-                    "convolution.")
+                    "Prints medians, 10th and 90th percentiles over the rounds, the share of what torch reaches in "
+                    "one large convolution, the ratio to the plain model in float32, peak memory and multiply-adds.")
     parser.add_argument("--models", nargs="+", default=["bssnet_t", "bssnet_b"], metavar="NAME",
                         help="model or model.tag (default: bssnet_t bssnet_b)")
     parser.add_argument("--peers", nargs="+", default=[], metavar="NAME", help="networks of others, with random "
@@ -42,7 +40,6 @@ def add_parser(verbs: Verbs) -> None:
     parser.add_argument("--calibration", metavar="DIR", default=Settings.calibration,
                         help="folder of images for int8 (default: the sample image)")
     parser.add_argument("--json", metavar="FILE", help="write all numbers there")
-    parser.add_argument("--plot", metavar="PNG", help="draw the speed by size and backend there")
     parser.add_argument("--share", action="store_true", help="time T as the table of machines in docs/benchmark.md "
                         "does, whatever else is asked for, and print its rows for this machine")
     parser.set_defaults(run=run)
@@ -53,10 +50,8 @@ def run(args: argparse.Namespace) -> int:
     if min(args.threads, args.rounds, args.seconds) <= 0:
         raise ValueError(f"--threads, --rounds and --seconds must be above 0, got {args.threads}, {args.rounds} and "
                          f"{args.seconds}")
-    if args.plot:
-        check_plot(args.plot)
-    for target in filter(None, (args.json, args.plot)):
-        check_writable(target)
+    if args.json:
+        check_writable(args.json)
     if args.share:
         vars(args).update(SHARED)
     device = parse_device(args.device)
@@ -68,13 +63,11 @@ def run(args: argparse.Namespace) -> int:
     for size in args.size:
         sizes.append(bench_size(sides, size, settings))
         print(markdown(sizes[-1], machine, settings), end="\n\n", flush=True)
-    report = {"command": f"bssnet-zoo {shlex.join(sys.argv[1:])}", "machine": machine,
-              "settings": {**asdict(settings), "device": str(settings.device)}, "sizes": sizes}
     if args.json:
+        report = {"command": f"bssnet-zoo {shlex.join(sys.argv[1:])}", "machine": machine,
+                  "settings": {**asdict(settings), "device": str(settings.device)}, "sizes": sizes}
         with atomic_path(args.json) as temporary:
             temporary.write_text(json.dumps(report, indent=1) + "\n")
-    if args.plot:
-        plot(report, args.plot)
     if args.share:
         print(shared_rows(sizes, machine, settings))
     return 0

@@ -31,6 +31,7 @@ def add_parser(verbs: Verbs) -> None:
     parser.add_argument("--checkpoint", metavar="FILE", help="weights instead of the pretrained ones; from a run "
                         "folder, its recipe.yaml gives model, data, split and size unless they are given here; or a "
                         "file of 'bssnet-zoo export', which is run on the CPU")
+    parser.add_argument("--trust", action="store_true", help="open a .torchscript or .pt2 file, which can run any code")
     parser.add_argument("--data", metavar="KIND:DIR", help="camvid:DIR, cityscapes:DIR, nightcity:DIR or folder:DIR")
     parser.add_argument("--split", metavar="NAME", help="default: the run's, else test for camvid and val for others")
     parser.add_argument("--size", type=image_size, metavar="N", help="what the network sees: the shorter side, "
@@ -56,7 +57,9 @@ def run(args: argparse.Namespace) -> int:
         raise ValueError("say what to evaluate on: --data camvid:DIR, cityscapes:DIR, nightcity:DIR or folder:DIR")
     data = with_kind(data)
     split = args.split or (recipe.val_split if recipe else default_split(data))
-    exported = ExportedModel(args.checkpoint, precision=args.precision) if is_exported(args.checkpoint) else None
+    exported = None
+    if is_exported(args.checkpoint):
+        exported = ExportedModel(args.checkpoint, precision=args.precision, trust=args.trust)
     size = args.size
     if size is None and not args.sliding_window:
         size = (exported and exported.size) or (recipe.val_size if recipe else None)

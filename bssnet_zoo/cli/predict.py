@@ -40,6 +40,7 @@ def add_parser(verbs: Verbs) -> None:
                         "or the one that the checkpoint fits)")
     parser.add_argument("--checkpoint", metavar="FILE", help="weights instead of the pretrained ones, .safetensors or "
                         ".pth; or a file of 'bssnet-zoo export'")
+    parser.add_argument("--trust", action="store_true", help="open a .torchscript or .pt2 file, which can run any code")
     parser.add_argument("--num-classes", type=int, metavar="N", help="class count of the checkpoint (default: found in "
                         "it)")
     parser.add_argument("--out", default="predictions", metavar="DIR", help="folder to write to (default: %(default)s)")
@@ -105,7 +106,7 @@ def create_predictor(args: argparse.Namespace, device: str | None) -> Predictor:
         if is_exported(args.checkpoint):
             raise ValueError(f"{args.checkpoint} knows its model and classes: leave out --model and --num-classes")
         model = open_model(args.model, args.checkpoint, args.num_classes).to(parse_device(device))
-    predictor = Predictor(model, device, args.precision, args.backend, args.size)
+    predictor = Predictor(model, device, args.precision, args.backend, args.size, args.trust)
     if args.checkpoint and args.size is None and not is_exported(args.checkpoint):
         warn_of_unknown_size(args.checkpoint, predictor)
     return predictor

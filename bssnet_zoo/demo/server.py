@@ -1,32 +1,24 @@
 """A server for the files of a site, on this machine."""
 import errno
 import functools
-import json
 import os
-import shutil
+import socket
 import sys
 from http import HTTPStatus
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from pathlib import Path
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
-from urllib.parse import unquote, urlsplit
 
-from .site import HEADERS, MANIFEST
+from .site import HEADERS
 
 __all__ = ["SiteServer"]
 
-TYPES = {  # not the system's table, in which JavaScript may be anything
-    ".css": "text/css; charset=utf-8", ".html": "text/html; charset=utf-8", ".jpg": "image/jpeg",
-    ".js": "text/javascript; charset=utf-8", ".json": "application/json", ".md": "text/markdown; charset=utf-8",
-    ".mjs": "text/javascript; charset=utf-8", ".svg": "image/svg+xml", ".wasm": "application/wasm"}
-
 
 class SiteServer(ThreadingHTTPServer):
-    """Serves the files that a site's manifest names, and nothing else.
+    """Serves the files of a folder.
 
     Args:
-        folder: What `write_site` writes, before the first request at the latest.
-        host: The address to listen at.
+        folder: What `write_site` writes.
+        host: The address to listen at, IPv4 or IPv6, or a name.
         port: The port; 0 for any that is free.
 
     Attributes:
@@ -34,69 +26,46 @@ class SiteServer(ThreadingHTTPServer):
 
     Raises:
         OSError: The port is taken, or the address isn't this machine's.
+        ValueError: No port.
     """
 
     daemon_threads = True
     allow_reuse_address = os.name == "posix"  # elsewhere it lets two servers have one port
 
     def __init__(self, folder: str | os.PathLike[str], host: str = "127.0.0.1", port: int = 8000):
-        self.folder = Path(folder)
+        if not 0 <= port <= 65535:
+            raise ValueError(f"a port is a number from 0 to 65535, got {port}")
+        host = host or "0.0.0.0"
         try:
-            super().__init__((host, port), SiteHandler)
+            self.address_family = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0][0]
+            super().__init__((host, port), functools.partial(SiteHandler, directory=os.fspath(folder)))
         except OSError as error:
             if error.errno == errno.EADDRINUSE:
                 raise OSError(f"port {port} of {host} is taken: choose another one with --port, 0 for any") from error
             raise OSError(f"can't listen at port {port} of {host}: {error.strerror or error}") from error
-        except OverflowError as error:
-            raise ValueError(f"a port is a number from 0 to 65535, got {port}") from error
-        shown = "127.0.0.1" if host in ("", "0.0.0.0") else host  # pages of other addresses get no threads, no camera
-        self.url = f"http://{shown}:{self.server_address[1]}/"
+        # browsers give threads and the camera to pages of this machine, not to those of 0.0.0.0
+        shown = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host)
+        self.url = f"http://{f'[{shown}]' if ':' in shown else shown}:{self.server_address[1]}/"
 
     def handle_error(self, request: Any, client_address: Any) -> None:
         if not isinstance(sys.exc_info()[1], ConnectionError):  # the browser went away
             super().handle_error(request, client_address)
 
-    @functools.cached_property
-    def files(self) -> dict[str, Path]:
-        """What is served, by its path."""
-        names = json.loads((self.folder / MANIFEST).read_text())["files"]
-        return {"/": self.folder / "index.html", **{f"/{name}": self.folder / name for name in names}}
 
+class SiteHandler(SimpleHTTPRequestHandler):
+    """GET and HEAD of files, with the headers that threads need."""
 
-class SiteHandler(BaseHTTPRequestHandler):
-    """GET and HEAD of a `SiteServer`'s files."""
+    extensions_map = {  # not the system's table, in which JavaScript may be anything
+        **SimpleHTTPRequestHandler.extensions_map, ".css": "text/css", ".html": "text/html", ".js": "text/javascript",
+        ".json": "application/json", ".mjs": "text/javascript", ".svg": "image/svg+xml", ".wasm": "application/wasm"}
 
-    server: Any  # a `SiteServer`: the base class says BaseServer
+    def end_headers(self) -> None:
+        for name, value in {**HEADERS, "Cache-Control": "no-store"}.items():  # the next demo here has other files
+            self.send_header(name, value)
+        super().end_headers()
 
-    def do_GET(self) -> None:
-        self._answer(with_body=True)
-
-    def do_HEAD(self) -> None:
-        self._answer(with_body=False)
-
-    def _answer(self, with_body: bool) -> None:
-        path = self.server.files.get(unquote(urlsplit(self.path).path))
-        try:
-            file = open(path, "rb") if path else None
-        except OSError:
-            file = None
-        if file is None:
-            self.send_error(HTTPStatus.NOT_FOUND)
-            return
-        with file:
-            self.send_response(HTTPStatus.OK)
-            self.send_header("Content-Type", TYPES.get(path.suffix, "application/octet-stream"))
-            self.send_header("Content-Length", str(os.fstat(file.fileno()).st_size))
-            self.send_header("Cache-Control", "no-store")  # the next demo at this port has other files
-            self.send_header("X-Content-Type-Options", "nosniff")
-            for name, value in HEADERS.items():
-                self.send_header(name, value)
-            self.end_headers()
-            if with_body:
-                try:
-                    shutil.copyfileobj(file, self.wfile)
-                except ConnectionError:  # the browser went away
-                    pass
+    def list_directory(self, path: Any) -> None:
+        self.send_error(HTTPStatus.NOT_FOUND)
 
     def log_message(self, format: str, *args: Any) -> None:
         pass

@@ -21,7 +21,7 @@ from ..models.classes import class_info, model_name, trained_size
 from ..version import __version__
 from .runtime import copy_runtime, find_runtime, runtime_facts
 
-__all__ = ["HEADERS", "MANIFEST", "write_site"]
+__all__ = ["HEADERS", "write_site"]
 
 Calibration = str | os.PathLike | Sequence[str | os.PathLike]
 

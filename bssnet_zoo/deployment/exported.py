@@ -5,6 +5,8 @@ import json
 import os
 import sys
 import threading
+import warnings
+import zipfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -16,7 +18,7 @@ from torch import nn
 from ..data.classes import ClassInfo, hex_colour
 from ..device import has_vnni
 
-__all__ = ["ExportedModel", "file_input", "is_exported", "openvino_core", "require"]
+__all__ = ["ExportedModel", "default_threads", "file_input", "is_exported", "openvino_core", "require"]
 
 HINTS = {"float32": "f32", "bfloat16": "bf16", "float16": "f16"}
 Run = Callable[[torch.Tensor], torch.Tensor]
@@ -36,19 +38,24 @@ def require(packages: Sequence[str], what: str) -> None:
                                "pip install '.[export]'") from error
 
 
-def onnx_session(path: str | Path, threads: int | None) -> Any:
-    """An ``onnxruntime.InferenceSession`` on the CPU, with as many threads as it likes if None."""
+def default_threads() -> int:
+    """``OMP_NUM_THREADS``, which torchrun sets and torch reads; 0, the runtime's own choice, where it isn't set."""
+    return torch.get_num_threads() if "OMP_NUM_THREADS" in os.environ else 0
+
+
+def onnx_session(path: str | Path, threads: int) -> Any:
+    """An ``onnxruntime.InferenceSession`` on the CPU, with as many threads as it likes if 0."""
     import onnxruntime
 
     options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = threads or 0
+    options.intra_op_num_threads = threads
     options.log_severity_level = 3
     if not has_vnni():  # int8 sums overflow without these instructions
         options.add_session_config_entry("session.x64quantprecision", "1")  # it takes twice as long
     return onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
 
 
-def open_onnx(path: Path, threads: int | None, precision: str) -> tuple[Run, dict[str, str]]:
+def open_onnx(path: Path, threads: int, precision: str) -> tuple[Run, dict[str, str]]:
     require(["onnxruntime"], path.name)
     session = onnx_session(path, threads)
     metadata = session.get_modelmeta().custom_metadata_map
@@ -67,18 +74,18 @@ def openvino_core() -> Any:
     core = openvino.Core()
     if sys.platform == "win32":  # where a mapped file can't be renamed, and `export` renames what it has checked
         core.set_property({"ENABLE_MMAP": False})
+    core.set_property("CPU", {"CPU_RUNTIME_CACHE_CAPACITY": 100})  # of kernels for new sizes: 5000 take 1 GB
     return core
 
 
-def open_openvino(path: Path, threads: int | None, precision: str) -> tuple[Run, dict[str, str]]:
+def open_openvino(path: Path, threads: int, precision: str) -> tuple[Run, dict[str, str]]:
     require(["openvino"], path.name)
-    core = openvino_core()
-    model = core.read_model(path)
+    if b"<net" not in path.read_bytes()[:1000]:  # OpenVINO would try other formats, and complain of each
+        raise ValueError("no OpenVINO IR")
+    model = openvino_core().read_model(path)
     metadata = model.get_rt_info("model_info").value if model.has_rt_info("model_info") else {}
-    config: dict[str, str | int] = {"INFERENCE_PRECISION_HINT": HINTS[precision]}
-    if threads:
-        config["INFERENCE_NUM_THREADS"] = threads
-    compiled, lock = core.compile_model(model, "CPU", config), threading.Lock()
+    config = {"INFERENCE_PRECISION_HINT": HINTS[precision], "INFERENCE_NUM_THREADS": threads}
+    compiled, lock = openvino_core().compile_model(model, "CPU", config), threading.Lock()
 
     def run(images: torch.Tensor) -> torch.Tensor:
         with lock:  # it computes one thing at a time
@@ -86,17 +93,24 @@ def open_openvino(path: Path, threads: int | None, precision: str) -> tuple[Run,
     return run, metadata
 
 
-def open_torchscript(path: Path, threads: int | None, precision: str) -> tuple[Run, dict[str, str]]:
-    files = {"metadata.json": ""}
-    module = torch.jit.load(path, _extra_files=files)
-    return module, json.loads(files["metadata.json"] or "{}")
+def torch_metadata(path: Path) -> dict[str, str]:
+    """What `export_model` wrote into a file of torch, read without torch, which complains of damaged ones."""
+    with zipfile.ZipFile(path) as archive:
+        name = next((name for name in archive.namelist() if name.endswith("/extra/metadata.json")), None)
+        return json.loads(archive.read(name)) if name else {}
 
 
-def open_program(path: Path, threads: int | None, precision: str) -> tuple[Run, dict[str, str]]:
-    files = {"metadata.json": ""}
-    module = torch.export.load(path, extra_files=files).module()
-    # not the module itself: it would become a part of ours, and refuses eval()
-    return lambda images: module(images), json.loads(files["metadata.json"] or "{}")
+def open_torchscript(path: Path, threads: int, precision: str) -> tuple[Run, dict[str, str]]:
+    metadata = torch_metadata(path)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)  # TorchScript is deprecated
+        return torch.jit.load(path), metadata
+
+
+def open_program(path: Path, threads: int, precision: str) -> tuple[Run, dict[str, str]]:
+    metadata = torch_metadata(path)
+    module = torch.export.load(path).module()
+    return lambda images: module(images), metadata  # not the module: it would be a part of ours, and refuses eval()
 
 
 OPENERS = {
@@ -105,6 +119,7 @@ OPENERS = {
     ".torchscript": ("torchscript", open_torchscript),
     ".pt2": ("exported-program", open_program),
 }
+RUN_CODE = (".torchscript", ".pt2")  # torch makes Python objects and calls operators that write files, if they say so
 
 
 def is_exported(path: str | os.PathLike | None) -> bool:
@@ -125,8 +140,9 @@ class ExportedModel(nn.Module):
 
     Args:
         path: File of `export_model`.
-        threads: Threads of ONNX Runtime or OpenVINO, None for what they choose; the torch formats run in torch's own.
+        threads: Threads of ONNX Runtime or OpenVINO, None for `default_threads`; the torch formats run in torch's own.
         precision: What OpenVINO computes in; the other formats compute in what the file says.
+        trust: Open a file of torch, which can run any code; others can't.
 
     Attributes:
         path: The file.
@@ -141,7 +157,7 @@ class ExportedModel(nn.Module):
 
     Raises:
         FileNotFoundError: No such file.
-        ValueError: Not a file of `export_model`.
+        ValueError: Not a file of `export_model`, or one of torch that isn't trusted.
         RuntimeError: A missing package.
 
     Example:
@@ -149,35 +165,53 @@ class ExportedModel(nn.Module):
         >>> from bssnet_zoo.deployment.export import export_model
         >>> model = create_model("bssnet_t", pretrained=True).eval()
         >>> report = export_model(model, "street.torchscript", "torchscript", size=(64, 96))
-        >>> exported = ExportedModel("street.torchscript")
+        >>> exported = ExportedModel("street.torchscript", trust=True)
         >>> exported(torch.randn(1, 3, 64, 96)).shape, exported.classes.names[3]
         (torch.Size([1, 11, 64, 96]), 'road')
     """
 
-    def __init__(self, path: str | os.PathLike, threads: int | None = None, precision: str = "float32"):
+    def __init__(
+            self,
+            path: str | os.PathLike,
+            threads: int | None = None,
+            precision: str = "float32",
+            trust: bool = False,
+    ):
         super().__init__()
         self.path = path = Path(path)
         if not is_exported(path):
             raise ValueError(f"{path} is no exported file: its name must end in {', '.join(OPENERS)}")
         if not path.is_file():
             raise FileNotFoundError(f"exported file not found: {path}")
+        if path.suffix in RUN_CODE and not trust:
+            raise ValueError(f"{path} can run code when it is opened, as any {path.suffix} file: if you trust it, add "
+                             "--trust, in Python trust=True; .onnx and OpenVINO files can't")
         self.runtime, opener = OPENERS[path.suffix]
         try:
-            self.run, self.metadata = opener(path, threads, precision)
+            self.run, self.metadata = opener(path, default_threads() if threads is None else threads, precision)
         except MissingPackage:
             raise
         except Exception as error:  # each library has its own
             reason = " ".join(str(error).split()) or type(error).__name__
             raise ValueError(f"{path} is damaged or no exported file: {reason}") from error
-        if "class_names" not in self.metadata:
-            raise ValueError(f"{path} was not made by 'bssnet-zoo export': it does not say what its classes are")
-        names, colours = json.loads(self.metadata["class_names"]), json.loads(self.metadata["palette"])
-        self.classes = ClassInfo(tuple(names), tuple(hex_colour(colour) for colour in colours))
-        self.num_classes = len(names)
-        self.mean: list[float] = json.loads(self.metadata["mean"])
-        self.std: list[float] = json.loads(self.metadata["std"])
-        self.size: list[int] | None = json.loads(self.metadata["size"])
+        try:
+            self._read_metadata()
+        except (AttributeError, KeyError, TypeError, ValueError) as error:
+            raise ValueError(f"{path} was not made by 'bssnet-zoo export': its metadata doesn't say what its classes "
+                             f"and images are ({type(error).__name__}: {error})") from error
+
+    def _read_metadata(self) -> None:
+        facts = {key: json.loads(self.metadata[key]) for key in (
+            "class_names", "palette", "mean", "std", "size", "labels", "normalize", "raw")}
+        self.classes = ClassInfo(tuple(facts["class_names"]), tuple(map(hex_colour, facts["palette"])))
+        self.num_classes = len(self.classes.names)
+        self.mean: list[float] = facts["mean"]
+        self.std: list[float] = facts["std"]
+        self.size: list[int] | None = facts["size"]
         self.trained_size: list[int] | None = json.loads(self.metadata.get("trained_size", "null"))
+        self.labels: bool = facts["labels"]
+        self.raw: bool = facts["raw"]
+        torch.tensor([self.mean, self.std])  # a ValueError if they aren't lists of as many numbers
 
     def check_precision(self, precision: str) -> None:
         """Raises ValueError if the file can't be computed in it: only OpenVINO's leave a choice."""
@@ -186,11 +220,19 @@ class ExportedModel(nn.Module):
             raise ValueError(f"{self.path} computes in {own}, not in {precision}: export it in that precision")
 
     def answer(self, images: torch.Tensor) -> torch.Tensor:
-        """From normalised images (N, C, H, W) to what the file gives: logits, or labels, uint8 (N, H, W).
+        """From normalised images (N, C, H, W) to what the file gives: logits, or labels at their size, uint8 (N, H, W).
 
         Raises:
             RuntimeError: The library that runs it says so, of an image that is too large for memory, for example.
         """
+        result = self._run(images)
+        if self.labels and self.raw:
+            for axis in (1, 2):  # nearest, with aligned corners as logits
+                places = torch.linspace(0, result.shape[axis] - 1, images.shape[axis + 1]).round().long()
+                result = result.index_select(axis, places)
+        return result
+
+    def _run(self, images: torch.Tensor) -> torch.Tensor:
         try:
             return self.run(file_input(images, self.metadata))
         except Exception as error:  # each library has its own
@@ -200,7 +242,7 @@ class ExportedModel(nn.Module):
     def forward(self, images: torch.Tensor) -> torch.Tensor:
         """From normalised images (N, C, H, W) to scores (N, num_classes, H, W): logits, of a file with labels 0 and 1.
         """
-        result = self.answer(images)
-        if self.metadata["labels"] == "true":
+        result = self._run(images)
+        if self.labels:
             return F.one_hot(result.long(), self.num_classes).permute(0, 3, 1, 2).float()
         return result

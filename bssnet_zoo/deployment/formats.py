@@ -56,17 +56,19 @@ def convert_onnx(
         output_names=["labels" if graph.labels else "logits"])
     assert program is not None  # with dynamo=True
     model = program.model_proto
+    names = set[str]()
     for node in model.graph.node:
         del node.metadata_props[:]  # the exporter writes where each line of code was
         if node.op_type == "Conv":
             name = node.input[1].removeprefix("model.").removesuffix(".weight")
-            node.name = f"{name}.{node.output[0]}" if name.endswith("_ones") else name  # which several share
+            node.name = f"{name}.{node.output[0]}" if name in names else name  # some share a weight
+            names.add(name)
     shapes = [value.type.tensor_type.shape.dim for value in (model.graph.input[0], model.graph.output[0])]
     unknown = [axis.dim_param for axis in shapes[0] if axis.dim_param]
-    names = dict(zip(unknown, ("batch", "height", "width")[:len(unknown)], strict=True))
+    axes = dict(zip(unknown, ("batch", "height", "width")[:len(unknown)], strict=True))
     for axis in (*shapes[0], *shapes[1]):
-        if axis.dim_param in names:
-            axis.dim_param = names[axis.dim_param]
+        if axis.dim_param in axes:
+            axis.dim_param = axes[axis.dim_param]
     return model
 
 
@@ -88,6 +90,7 @@ def write_onnx(model: "onnx.ModelProto", path: Path, metadata: dict[str, str]) -
     import onnx
 
     onnx.helper.set_model_props(model, metadata)
+    model.ir_version = 8  # that of opset 18; torch and onnxruntime.quantization write newer ones, which few need
     onnx.save(model, path)
 
 

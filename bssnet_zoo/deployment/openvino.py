@@ -1,6 +1,5 @@
 """A model in OpenVINO on the CPU, without a file in between."""
 import copy
-import os
 import threading
 import warnings
 from collections.abc import Callable
@@ -11,7 +10,7 @@ import torch
 from torch import nn
 
 from ..models import BSSNet
-from .exported import HINTS, openvino_core, require
+from .exported import HINTS, default_threads, openvino_core, require
 from .graph import for_runtime
 from .rewrites import deploy, is_deployed
 
@@ -36,8 +35,7 @@ class OpenVINOModel:
     """A `BSSNet` that runs in OpenVINO: normalised images (N, C, H, W) in, raw logits (N, num_classes, h, w) out.
 
     The first size that it sees gets a graph of its own, which is the faster one where maps are exactly doubled; all
-    other sizes share a graph for any size. Making one takes half a second. It takes as many threads as it likes, or
-    those of ``OMP_NUM_THREADS``, which torchrun sets.
+    other sizes share a graph for any size. Making one takes half a second. It runs in `default_threads`.
 
     Args:
         model: A `BSSNet`, deployed or not; it is left as it is.
@@ -52,8 +50,7 @@ class OpenVINOModel:
         model = model if is_deployed(model) else deploy(model)
         self.model = copy.deepcopy(model).cpu().float().eval().requires_grad_(False)
         self.precision = precision
-        # of torch, which reads the variable; 0 is OpenVINO's own choice
-        self._threads = torch.get_num_threads() if "OMP_NUM_THREADS" in os.environ else 0
+        self._threads = default_threads()
         self._lock = threading.Lock()
         self._networks: dict[tuple[int, int], Callable[[np.ndarray], np.ndarray]] = {}
 

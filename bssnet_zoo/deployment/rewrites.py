@@ -1,7 +1,7 @@
 """`deploy`: an inference-only copy of a BSSNet that gives the same logits in less time.
 
 Every rewrite is an identity of algebra, computed in float64: `docs/explanation/rewrites.md` explains each,
-`benchmarks/rewrites.py` measures what it gains.
+`experiments/rewrites.py` measures what it gains.
 """
 import copy
 from typing import Any
@@ -27,12 +27,12 @@ class StripStem(nn.Sequential):
     """The stem (stride 4), for large images on the CPU in strips of rows whose largest map has ``STRIP_BYTES``.
 
     At 1024x2048 T's largest map has 64 MiB, and eager torch takes that from the system, page by page, in every pass.
-    Compilers and exporters get the plain stem.
+    Compilers, exporters and traces get the plain stem.
     """
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         if not torch.jit.is_scripting() and not torch.compiler.is_compiling():
-            if x.device.type == "cpu":
+            if x.device.type == "cpu" and not torch.jit.is_tracing():
                 return self._forward_in_strips(x)
         return self._forward_plain(x)
 
@@ -96,8 +96,8 @@ class UpsampleConvReLU(nn.Module):
 
     To twice the size, each fine pixel sees 2x2 coarse ones: a transposed convolution with stride 2 is the same with
     16/36 of the multiply-adds. To 2h-1 or 2w-1 (a map of odd size, halved and rounded up) it is that map cropped, but
-    its last row or column sees zero padding where the larger map goes on. To other sizes, and for maps too small for
-    it to pay, it does what it says.
+    its last row or column sees zero padding where the larger map goes on. To other sizes, for maps too small for
+    it to pay, and in a trace, which is for any size, it does what it says.
     """
 
     def __init__(self, conv: nn.Conv2d):
@@ -117,6 +117,9 @@ class UpsampleConvReLU(nn.Module):
         return F.relu_(self.transposed(x))
 
     def forward(self, x: torch.Tensor, height: int, width: int) -> torch.Tensor:
+        if not torch.jit.is_scripting():
+            if torch.jit.is_tracing():
+                return self.plain(x, height, width)
         h, w = x.shape[-2:]
         odd_height, odd_width = height == 2 * h - 1 and h > 1, width == 2 * w - 1 and w > 1
         doubled = (height == 2 * h or odd_height) and (width == 2 * w or odd_width)

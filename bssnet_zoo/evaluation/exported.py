@@ -15,7 +15,7 @@ def exported_accuracy(model: BSSNet, path: str | os.PathLike, data: str, workers
     """mIoU of a model and of the file made from it, on a data set ``KIND:DIR``, at the file's size, or the one that the
     weights were made for.
     """
-    exported = ExportedModel(path)
+    exported = ExportedModel(path, trust=True)
     size = exported.size or shown_size(exported.trained_size)
     dataset = open_dataset(data, default_split(data), EvalTransform(size, tuple(exported.mean), tuple(exported.std)))
     before, after = (100 * evaluate(m, dataset, workers=workers, progress=True).miou for m in (model, exported))

@@ -47,7 +47,7 @@ CAMVID_FAILURES = """
 
 *Test images on which these weights fail the most: for each kind of error, the image with the most such pixels, cut to
 where they are. Colours are those of the table of classes; black is unlabelled.*"""
-# title, class, what it was taken for (anything, if that is empty): what benchmarks/pictures.py looks for in test images
+# title, class, what it was taken for (anything, if that is empty): what experiments/pictures.py finds in test images
 FAILURES = (
     ("walls as sky", "building", ("sky",)),
     ("poles not found", "pole", ()),

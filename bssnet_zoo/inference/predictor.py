@@ -85,6 +85,7 @@ class Predictor:
         size: What the network sees, as in torchvision: the length of the shorter side, or (height, width). None for the
             size that the weights were made for, the shorter side of their pretrained config; "full" for the image's
             own. The result has the size of the image in any case.
+        trust: Open an exported file of torch, ``.torchscript`` or ``.pt2``, which can run any code.
 
     Attributes:
         runner: What runs the network: its backend, precision, device, classes.
@@ -110,9 +111,10 @@ class Predictor:
             precision: str | None = None,
             backend: str = "auto",
             size: Size = None,
+            trust: bool = False,
     ):
         sides = check_size(size)
-        self.runner = create_runner(model, device, precision, backend)
+        self.runner = create_runner(model, device, precision, backend, trust)
         self.size = self.runner.size if size is None else sides
         self._made_of = None if isinstance(model, nn.Module) else (model, device, precision, backend, size)
         if self.runner.fixed and self.size != self.runner.size:

@@ -82,6 +82,7 @@ def create_runner(
         device: str | torch.device | None = None,
         precision: str | None = None,
         backend: str = "auto",
+        trust: bool = False,
 ) -> Runner:
     """What runs a model, a file or a name. Arguments and errors are those of `Predictor`."""
     if backend not in BACKENDS:
@@ -91,7 +92,7 @@ def create_runner(
     if isinstance(model, nn.Module):
         return _model_runner(model, device, precision, backend)
     if is_exported(model):
-        return _file_runner(Path(model), device, precision, backend)
+        return _file_runner(Path(model), device, precision, backend, trust)
     device = parse_device(None if device is None else str(device))
     return _model_runner(open_model(model).to(device), None, precision, backend)
 
@@ -100,14 +101,19 @@ def _fastest_precision(device: torch.device) -> str:
     return "bfloat16" if device.type == "cpu" and has_bfloat16() else "float32"
 
 
-def _file_runner(path: Path, device: str | torch.device | None, precision: str | None, backend: str) -> Runner:
+def _file_runner(
+        path: Path,
+        device: str | torch.device | None,
+        precision: str | None,
+        backend: str,
+        trust: bool,
+) -> Runner:
     if backend != "auto":
         raise ValueError(f"{path} is run by the library that it is for: leave out backend '{backend}'")
     device = parse_device("cpu" if device is None else str(device))
     if device.type != "cpu":
         raise ValueError(f"exported files are run on the CPU here, not on {device}")
-    threads = torch.get_num_threads() if "OMP_NUM_THREADS" in os.environ else None  # torch has read the variable
-    exported = ExportedModel(path, threads, precision or _fastest_precision(device))
+    exported = ExportedModel(path, precision=precision or _fastest_precision(device), trust=trust)
     if exported.runtime == "openvino":
         precision = precision or _fastest_precision(device)
     elif precision is not None:

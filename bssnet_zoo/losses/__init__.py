@@ -1,8 +1,8 @@
 """What BSSNet is trained with.
 
-- `bssnet`: the losses, as the paper has them.
+- `bssnet_loss`: the losses, as the paper has them.
 - `resized`: how they are computed at the size of the labels without a map of that size.
 """
-from .bssnet import BoundaryLoss, BSSNetLoss, BSSNetLosses, OhemCrossEntropyLoss, PlainLoss
+from .bssnet_loss import BoundaryLoss, BSSNetLoss, BSSNetLosses, OhemCrossEntropyLoss
 
-__all__ = ["BSSNetLoss", "BSSNetLosses", "BoundaryLoss", "OhemCrossEntropyLoss", "PlainLoss"]
+__all__ = ["BSSNetLoss", "BSSNetLosses", "BoundaryLoss", "OhemCrossEntropyLoss"]

@@ -24,7 +24,7 @@ from ..data.sampler import TrainSampler
 from ..device import PRECISIONS, keep_freed_memory, why_slow
 from ..distributed import Process, init_process
 from ..evaluation.accuracy import evaluate
-from ..losses.bssnet import BSSNetLosses
+from ..losses.bssnet_loss import BSSNetLosses
 from ..models.bssnet import MIN_SIZE, as_bssnet
 from ..models.metadata import class_metadata
 from .feature_distillation import create_feature_teacher, create_projections, feature_loss

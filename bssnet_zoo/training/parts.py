@@ -17,7 +17,7 @@ from ..data.datasets import SegmentationDataset, add_dataset, add_teacher_labels
 from ..data.sampler import TrainSampler
 from ..data.transforms import EvalTransform, TrainTransform
 from ..distributed import Process, leave_signals_to_parent
-from ..losses.bssnet import BSSNetLoss, OhemCrossEntropyLoss
+from ..losses.bssnet_loss import BSSNetLoss, OhemCrossEntropyLoss
 from ..models import BSSNet, create_model, list_models
 from ..models.bssnet import as_bssnet
 from ..models.widen import widen_

@@ -1,8 +1,16 @@
 // What the network sees of a picture: resized as bssnet_zoo does it, and normalised.
 
+const MOST = 16e6; // pixels that the network sees: more don't fit the memory of a page
+
 /** Height and width with that shorter side. */
 export function seenSize(height, width, side) {
-  return height <= width ? [side, Math.trunc((side * width) / height)] : [Math.trunc((side * height) / width), side];
+  const size = height <= width ? [side, (side * width) / height] : [(side * height) / width, side];
+  const [newHeight, newWidth] = size.map(Math.trunc);
+  if (newHeight * newWidth > MOST) {
+    const became = `at a shorter side of ${side} it would become ${newWidth} × ${newHeight}`;
+    throw new Error(`A picture of ${width} × ${height} is too long and thin: ${became}.`);
+  }
+  return [newHeight, newWidth];
 }
 
 // For each pixel of the result: the first of the source's that count, and their weights (bilinear, antialiased).
@@ -23,7 +31,7 @@ function taps(source, target) {
 // The same with whole numbers in place of fractions, of the `bits` that fit 16 of them: what Pillow and torch round to.
 function wholeTaps(source, target) {
   const rows = taps(source, target);
-  const largest = Math.max(...rows.map(({ weights }) => Math.max(...weights)));
+  const largest = rows.reduce((most, { weights }) => Math.max(most, ...weights), 0);
   let bits = 0;
   while (bits < 22 && Math.trunc(0.5 + largest * 2 ** (bits + 1)) < 2 ** 15) bits++;
   const whole = rows.map(({ first, weights }) => ({

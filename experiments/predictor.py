@@ -1,8 +1,8 @@
 """What each backend and precision of `Predictor` costs in accuracy: pixels with the class of the plain model, and mIoU.
 With ``--batch-sizes``, what batches gain instead: images/s of the network and of `Predictor.batch`, reading included.
 
-    python benchmarks/predictor.py camvid:data/camvid [--models bssnet_t bssnet_b] [--size 360x480] [--step 1]
-    python benchmarks/predictor.py camvid:data/camvid --models bssnet_t --batch-sizes 1 4 8
+    python experiments/predictor.py camvid:data/camvid [--models bssnet_t bssnet_b] [--size 360x480] [--step 1]
+    python experiments/predictor.py camvid:data/camvid --models bssnet_t --batch-sizes 1 4 8
 """
 import argparse
 import statistics

@@ -1,6 +1,6 @@
 """Whether `bssnet_zoo.deploy` changes the answers: largest difference of the logits, same classes, mIoU of both.
 
-    python benchmarks/exactness.py camvid:data/camvid [--models bssnet_t bssnet_b] [--sizes 360x480 384x512] [--step 1]
+    python experiments/exactness.py camvid:data/camvid [--models bssnet_t bssnet_b] [--sizes 360x480 384x512] [--step 1]
 """
 import argparse
 

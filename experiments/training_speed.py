@@ -1,6 +1,6 @@
 """Where the time of a training iteration goes, in each precision, and how that compares with the bare network.
 
-python benchmarks/training_speed.py --data camvid:DIR    (with the package installed)
+python experiments/training_speed.py --data camvid:DIR    (with the package installed)
 
 Prints, as medians: an iteration of the real loop (loading, augmentation, losses, optimiser, averaged weights), forward
 and backward of the network alone, each further part alone, and the ratios. Loop and network alone take turns, so that a

@@ -6,16 +6,17 @@ as a whole. Everything is computed in float32, under autocast too (float64 stays
 import math
 from collections.abc import Sequence
 from functools import reduce
-from typing import NamedTuple, Protocol
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import nn
 
 from ..data.edges import edge_map
-from .resized import HardNLL, ResizedBCE, ResizedL1, at_least_float32, planar, resize, resized_nll
+from .resized import at_least_float32, resize, resized_nll
 
-__all__ = ["BSSNetLoss", "BSSNetLosses", "BoundaryLoss", "OhemCrossEntropyLoss", "PlainLoss"]
+__all__ = ["BSSNetLoss", "BSSNetLosses", "BoundaryLoss", "OhemCrossEntropyLoss"]
 
 
 def negative_log(probability: float) -> float:
@@ -91,8 +92,9 @@ def split_labels(
         raise ValueError(f"cross-entropy needs logits of 2 or more classes, got {num_classes}: a softmax over one "
                          "class is always 1. For one class, train it and the background as num_classes=2")
     check_integer_labels(labels, logits.shape[0])
+    labels = labels.long()  # of unsigned types torch knows little, and takes 255 for -1
     ignored = labels == ignore_index
-    target = labels.masked_fill(ignored, 0).long()
+    target = labels.masked_fill(ignored, 0)
     if target.numel() == 0:
         raise ValueError(f"labels have no pixels: {tuple(labels.shape)}")
     smallest, largest = torch.stack(target.aminmax()).tolist()
@@ -159,7 +161,8 @@ class OhemCrossEntropyLoss(nn.Module):
     Args:
         ignore_index: Label of pixels without a class.
         threshold: Probability of the true class from which on a pixel counts as easy.
-        min_kept: Number of pixels to keep at least, easy or not.
+        min_kept: Number of pixels to keep where fewer are hard: the hardest ones, less those as easy as the next. Of no
+            more valid pixels than this, all but the easiest are kept.
         class_weights: One weight for each class; None weighs them equally.
 
     Raises:
@@ -232,7 +235,11 @@ class BoundaryLoss(nn.Module):
                              f"{tuple(logits.shape)} and {tuple(edges.shape)}")
         num_edge, num_rest = (edges == 1).count_nonzero(), (edges == 0).count_nonzero()
         total = (num_edge + num_rest).clamp(min=1)
-        return self.weight * ResizedBCE.apply(planar(logits), edges, num_rest / total, num_edge / total)
+        logits, edge = resize(logits, edges.shape[1:]), (edges == 1)[:, None]
+        weights = edge * (num_rest / total) + (edges == 0)[:, None] * (num_edge / total)
+        with torch.autocast(logits.device.type, enabled=False):
+            loss = F.binary_cross_entropy_with_logits(logits, edge.to(logits.dtype), weights.to(logits.dtype))
+        return self.weight * loss
 
 
 class BSSNetLosses(NamedTuple):
@@ -259,33 +266,6 @@ class BSSNetLosses(NamedTuple):
         return sum(self[1:], start=self.seg)
 
 
-class LossWeights(NamedTuple):
-    """Factors of the six losses."""
-
-    seg: float
-    seg_border: float
-    border: float
-    spatial: float
-    aux3: float
-    aux4: float
-
-
-class TrainingOutput(Protocol):
-    """The maps of a ``BSSNetOutput``, which says what they are."""
-
-    @property
-    def seg(self) -> torch.Tensor: ...
-
-    @property
-    def border(self) -> torch.Tensor: ...
-
-    @property
-    def spatial(self) -> torch.Tensor: ...
-
-    @property
-    def aux(self) -> tuple[torch.Tensor, torch.Tensor]: ...
-
-
 class BSSNetLoss(nn.Module):
     """The training loss of BSSNet: a sum of six (Shi et al., IEEE TCSVT 34(5), 2024, as its code computes them).
 
@@ -299,8 +279,8 @@ class BSSNetLoss(nn.Module):
     Args:
         class_weights: One weight for each class, for ``seg`` and ``seg_border``; None weighs them equally.
         ignore_index: Label of pixels without a class.
-        min_kept: Pixels of a batch that ``seg`` and ``seg_border`` keep at least.
-        aux_min_kept: Pixels of an image that ``aux3`` and ``aux4`` keep at least.
+        min_kept: As in `OhemCrossEntropyLoss`, of a batch, for ``seg`` and ``seg_border``.
+        aux_min_kept: The same for ``aux3`` and ``aux4``, times the number of images.
         loss_weights: Factors of the six, in the order of `BSSNetLosses`. What has 0 isn't computed.
 
     Raises:
@@ -327,14 +307,14 @@ class BSSNetLoss(nn.Module):
                 or not all(0 <= weight < math.inf for weight in loss_weights)):
             raise ValueError(f"loss_weights must be 0 or more for each of {', '.join(BSSNetLosses._fields)}, finite "
                              f"and not all 0, got {tuple(loss_weights)}")
-        self.loss_weights = LossWeights(*loss_weights)
+        self.loss_weights = tuple(loss_weights)
         self.ignore_index = ignore_index
         self.min_kept = min_kept
         self.aux_min_kept = aux_min_kept
         self.boundary = BoundaryLoss()
         self.register_buffer("class_weights", class_weight_tensor(class_weights), persistent=False)
 
-    def forward(self, output: TrainingOutput, images: torch.Tensor, labels: torch.Tensor) -> BSSNetLosses:
+    def forward(self, output: Any, images: torch.Tensor, labels: torch.Tensor) -> BSSNetLosses:
         """The six losses.
 
         Padding, which is recognised by image 0 and label ignored, is neither edge nor rest for ``border``. Other
@@ -357,21 +337,23 @@ class BSSNetLoss(nn.Module):
         if images.shape != expected:
             raise ValueError(f"images must be (N, in_chans, H, W) = {expected} with these labels and this output, got "
                              f"{tuple(images.shape)}")
-        weights = self.loss_weights
-        seg, seg_border, boundary, spatial, aux3, aux4 = [None] * 6
-        if weights.seg or weights.seg_border:
-            seg, seg_border = self._seg_losses(output.seg, output.border.detach(), target, ignored)
-        if weights.border:
-            padding = reduce(torch.logical_and, [channel == 0 for channel in images.unbind(1)], ignored)
-            boundary = self.boundary(output.border, edge_map(labels, self.ignore_index).masked_fill_(padding, 255))
-        if weights.spatial:
-            spatial = ResizedL1.apply(planar(output.spatial), images)
-        if weights.aux3 or weights.aux4:
-            aux3, aux4 = self._aux_losses(output.aux, target, ignored)
-        losses = (seg, seg_border, boundary, spatial, aux3, aux4)
+        seg_weight, seg_border_weight, border_weight, spatial_weight, *aux_weights = self.loss_weights
         maps = (output.seg, output.seg, output.border, output.spatial, *output.aux)
-        return BSSNetLosses(*(attached_zero(x) if loss is None or not weight else loss * weight
-                              for loss, weight, x in zip(losses, weights, maps, strict=True)))
+        zeros = [attached_zero(x) for x in maps]
+        losses = zeros.copy()
+        if seg_weight or seg_border_weight:
+            losses[:2] = self._seg_losses(output.seg, output.border.detach(), target, ignored)
+        if border_weight:
+            padding = reduce(torch.logical_and, [channel == 0 for channel in images.unbind(1)], ignored)
+            edges = edge_map(labels, self.ignore_index).masked_fill_(padding, 255)
+            losses[2] = self.boundary(output.border, edges)
+        if spatial_weight:
+            losses[3] = F.l1_loss(resize(output.spatial, images.shape[2:]), at_least_float32(images))
+        for i, (logits, weight) in enumerate(zip(output.aux, aux_weights, strict=True)):
+            if weight:
+                losses[4 + i] = self._aux_loss(logits, target, ignored)
+        return BSSNetLosses(*(loss * weight if weight else zero
+                              for loss, weight, zero in zip(losses, self.loss_weights, zeros, strict=True)))
 
     def _seg_losses(
             self,
@@ -388,52 +370,6 @@ class BSSNetLoss(nn.Module):
         kept_border = hard_pixels(nll, ignored | no_border, self.threshold, self.min_kept)
         return mean_over(kept, nll, weights), mean_over(kept_border, nll, weights)
 
-    def _aux_losses(
-            self,
-            heads: Sequence[torch.Tensor],
-            target: torch.Tensor,
-            ignored: torch.Tensor,
-    ) -> list[torch.Tensor]:
-        threshold, min_kept = negative_log(self.aux_threshold), self.aux_min_kept * len(target)
-        totals, hard_counts = zip(*(
-            HardNLL.apply(planar(logits), target, ignored, threshold, False)
-            for logits in heads), strict=True)
-        *counts, num_ignored = torch.stack([*hard_counts, ignored.count_nonzero()]).tolist()
-        losses = []
-        for logits, total, num_hard in zip(heads, totals, counts, strict=True):
-            if num_hard > min(min_kept, target.numel() - num_ignored - 1):
-                losses.append(total / target.numel())
-            else:
-                nll = resized_nll(logits, target, align_corners=False)
-                losses.append((nll * hard_pixels(nll, ignored, self.aux_threshold, min_kept)).mean())
-        return losses
-
-
-class PlainLoss(nn.Module):
-    """`OhemCrossEntropyLoss` of a network with nothing but logits, called and answering as `BSSNetLoss`.
-
-    Args:
-        class_weights: Weight of each class, None for 1.
-        ignore_index: Label that doesn't count.
-
-    Example:
-        >>> logits, images, labels = torch.zeros(2, 3, 8, 8), torch.zeros(2, 3, 8, 8), torch.zeros(2, 8, 8).long()
-        >>> PlainLoss()(logits, images, labels).total
-        tensor(1.0986)
-    """
-
-    def __init__(self, class_weights: Sequence[float] | torch.Tensor | None = None, ignore_index: int = 255):
-        super().__init__()
-        self.ignore_index = ignore_index
-        self.ohem = OhemCrossEntropyLoss(ignore_index, class_weights=class_weights)
-
-    def forward(self, logits: torch.Tensor, images: torch.Tensor, labels: torch.Tensor) -> BSSNetLosses:
-        """The loss as ``seg``; the other five are 0.
-
-        Args:
-            logits: (N, num_classes, H, W).
-            images: (N, C, H, W), not used.
-            labels: Class ids (N, H, W).
-        """
-        seg = self.ohem(logits, labels)
-        return BSSNetLosses(seg, *[torch.zeros_like(seg)] * 5)
+    def _aux_loss(self, logits: torch.Tensor, target: torch.Tensor, ignored: torch.Tensor) -> torch.Tensor:
+        nll = resized_nll(logits, target, align_corners=False)
+        return (nll * hard_pixels(nll, ignored, self.aux_threshold, self.aux_min_kept * len(target))).mean()

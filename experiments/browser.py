@@ -2,7 +2,7 @@
 same file, time to the first result from a cold cache on localhost, bytes loaded.
 
     bssnet-zoo demo --out site --runtime node_modules
-    python benchmarks/browser.py site
+    python experiments/browser.py site
 
 Needs the extras [export] and playwright, and Chromium.
 """

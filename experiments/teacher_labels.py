@@ -1,6 +1,6 @@
 """Makes the data sets that the bundled weights learn from a teacher's label maps (docs/experiments/weights.md).
 
-    python benchmarks/teacher_labels.py STREETS LABELMEFACADE OUT
+    python experiments/teacher_labels.py STREETS LABELMEFACADE OUT
 
 STREETS holds ``teacher/{camvid_train,camvid_val,labelmefacade_train,unlabelled}``, PNGs of class + 16 where the teacher
 is sure, and the photographs ``unlabelled/``. OUT gets ``teacher/{train,val}`` for ``--teacher-labels``, and two data

@@ -1,6 +1,6 @@
 """Makes the pictures of README, docs and model cards with the bundled weights.
 
-``python benchmarks/pictures.py camvid:DIR`` (CamVid at 960x720). README shows the test image that is the median by T's
+``python experiments/pictures.py camvid:DIR`` (CamVid at 960x720). README shows the test image that is the median by T's
 pixel accuracy. For each kind of error, a failure is the test image with the most such pixels. So neither is chosen.
 """
 import argparse

@@ -1,6 +1,6 @@
 """Memory and time of a training step with and without gradient checkpointing, each in a process of its own.
 
-    python benchmarks/gradient_checkpointing.py [--model bssnet_t] [--batch-size 8] [--size 352 480]
+    python experiments/gradient_checkpointing.py [--model bssnet_t] [--batch-size 8] [--size 352 480]
 """
 import argparse
 import resource

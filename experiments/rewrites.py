@@ -1,6 +1,6 @@
 """What each rewrite of `bssnet_zoo.deploy` gains: the deployed network without it, over the deployed network.
 
-    python benchmarks/rewrites.py [--models bssnet_t bssnet_b] [--size 360x480 720x960 1024x2048]
+    python experiments/rewrites.py [--models bssnet_t bssnet_b] [--size 360x480 720x960 1024x2048]
                                   [--precision float32 bfloat16] [--threads 2] [--seconds 1] [--rounds 6]
                                   [--no-keep-freed-memory]
 

@@ -1,36 +1,22 @@
-"""A picture of the speeds that `table.bench_size` measured."""
-import os
+"""Draws the speeds that ``bssnet-zoo bench --json`` wrote.
+
+    python experiments/plot_speed.py speed.json docs/images/benchmark.png
+
+Needs matplotlib.
+"""
+import json
+import sys
 from pathlib import Path
 from typing import Any
 
-from ..files import atomic_path
-
-__all__ = ["check_plot", "plot"]
+from matplotlib.figure import Figure
+from matplotlib.patches import Patch
 
 COLORS = {"float32": "#4c72b0", "bfloat16": "#dd8452", "float16": "#8172b3", "int8": "#55a868"}
 
 
-def check_plot(path: str | os.PathLike) -> None:
-    """Raises what `plot` would raise, before hours are spent on what it draws.
-
-    Raises:
-        RuntimeError: matplotlib isn't installed.
-        ValueError: A file of a kind that matplotlib doesn't write.
-    """
-    try:
-        from matplotlib.backend_bases import FigureCanvasBase
-    except ImportError:
-        raise RuntimeError("--plot needs matplotlib: the extra [bench], as in pip install '.[bench]'") from None
-    kinds = FigureCanvasBase.get_supported_filetypes()
-    if Path(path).suffix.removeprefix(".").lower() not in kinds:
-        raise ValueError(f"--plot {path}: the name must end in .{', .'.join(sorted(kinds))}")
-
-
-def plot(report: dict[str, Any], path: str | os.PathLike) -> None:
-    """Draws the FPS of each side: a column for each size, a row for each network. `check_plot` says what it takes."""
-    from matplotlib.figure import Figure
-    from matplotlib.patches import Patch
-
+def plot(report: dict[str, Any], path: str) -> None:
+    """The FPS of each side: a column for each size, a row for each network."""
     parts = report["sizes"]
     labels: dict[str, dict[tuple[str, str], None]] = {}  # of each network: its sides at any size, in order
     for row in (row for part in parts for row in part["results"]):
@@ -62,5 +48,9 @@ def plot(report: dict[str, Any], path: str | os.PathLike) -> None:
     shown = dict.fromkeys(precision for sides in labels.values() for _, precision in sides)
     figure.legend(handles=[Patch(color=COLORS[precision], label=precision) for precision in shown],
                   loc="outside upper right", ncols=len(shown), fontsize=8, frameon=False)
-    with atomic_path(path) as temporary:
-        figure.savefig(temporary, dpi=150)
+    figure.savefig(path, dpi=150)
+
+
+if __name__ == "__main__":
+    source, target = sys.argv[1:]
+    plot(json.loads(Path(source).read_text()), target)

@@ -1,8 +1,8 @@
 """Speed, memory and `smooth` on videos made from the images of a data set.
 
-    python benchmarks/video.py speed camvid:data/camvid_full      the network alone, and from file to file
-    python benchmarks/video.py memory camvid:data/camvid_full     resident memory over 3,000 frames
-    python benchmarks/video.py smooth camvid:data/camvid_full     flicker and mIoU
+    python experiments/video.py speed camvid:data/camvid_full      the network alone, and from file to file
+    python experiments/video.py memory camvid:data/camvid_full     resident memory over 3,000 frames
+    python experiments/video.py smooth camvid:data/camvid_full     flicker and mIoU
 """
 import argparse
 import itertools
@@ -154,7 +154,7 @@ def main() -> None:
     predictor = bssnet_zoo.Predictor(args.model, size=args.size)
     if predictor.runner.backend == "openvino":
         torch.set_num_threads(1)
-    bssnet_zoo.keep_freed_memory()
+    bssnet_zoo.device.keep_freed_memory()
     with tempfile.TemporaryDirectory() as folder:
         globals()[args.what](open_dataset(args.data, "test"), Path(folder), predictor)
 
