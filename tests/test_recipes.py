@@ -47,7 +47,7 @@ FIELDS: dict[str, tuple] = {
     "val_size": ((32, 64), "val size"),
     "gamma": (1., "sample"),
     "class_mix": (1., "sample"),
-    "class_weights": ((1., 9., 1.), "seg", "seg_border"),
+    "class_weights": ((1., 9., 1.), "seg", "seg_border", "teacher", TEACHER),
     "loss_weights": ((2., 3., 4., 5., 6., 7.), "seg", "seg_border", "border", "spatial", "aux3", "aux4"),
     "epochs": (2, "rates", {"iterations": 0}),
     "iterations": (4, "rates", {"epochs": 0}),
