@@ -213,8 +213,8 @@ class TestRun:
         recipe = recipe.with_options(iterations=1)
         train(recipe, tmp_path / "run")
         out = capsys.readouterr().out
-        for line in (recipe.summary(), "'plane' has no pixel in trainval", "val is trained on", "a warm-up of 0 instead of 9",
-                     "3 images to train on, 1 to validate, iteration 0 of 1\n"):
+        for line in (recipe.summary(), "'plane' has no pixel in trainval", "val is trained on",
+                     "a warm-up of 0 instead of 9", "3 images to train on, 1 to validate, iteration 0 of 1\n"):
             assert line in out
 
     def test_best_is_kept(self, quick, tiny_recipe, tmp_path, monkeypatch):
