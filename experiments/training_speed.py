@@ -36,8 +36,8 @@ class Bench:
         self.recipe = recipe
         process = Process(torch.device("cpu"))
         self.dataset, _ = open_datasets(recipe)
-        num_classes = len(self.dataset.classes.names)
-        self.state = create_state(create_student(recipe, num_classes, process), recipe, iterations=10_000)
+        model = create_student(recipe, self.dataset.classes.names, process)
+        self.state = create_state(model, recipe, iterations=10_000)
         self.criterion = BSSNetLoss(recipe.class_weights)
         for index in range(len(self.dataset) if recipe.cache else 0):  # what a run does in its first epoch
             self.dataset.load(index)
@@ -120,7 +120,7 @@ def main() -> None:
     parser.add_argument("--data", default="camvid:data/camvid", metavar="KIND:DIR")
     parser.add_argument("--model", default="bssnet_t", metavar="NAME")
     parser.add_argument("--batch-size", type=int, default=8, metavar="N")
-    parser.add_argument("--recipe", default="camvid_480x360", choices=RECIPES)
+    parser.add_argument("--recipe", default="camvid_360x480", choices=RECIPES)
     parser.add_argument("--precision", nargs="+", default=["bfloat16", "float32"], choices=PRECISIONS, metavar="NAME")
     parser.add_argument("--threads", type=int, default=2, metavar="N")
     parser.add_argument("--workers", type=int, default=0, metavar="N")
@@ -129,8 +129,7 @@ def main() -> None:
     torch.set_num_threads(args.threads)
     keep_freed_memory()
     recipe = RECIPES[args.recipe].with_options(
-        data=args.data, model=args.model, batch_size=args.batch_size, workers=args.workers, device="cpu",
-        channels_last=True)
+        data=args.data, model=args.model, batch_size=args.batch_size, workers=args.workers, device="cpu")
     rates = {}
     for precision in args.precision:
         rates[precision], _ = measure(recipe.with_options(precision=precision), args.repeats)

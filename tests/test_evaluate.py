@@ -197,7 +197,7 @@ def test_refused(folder, options, message):
 class TestCommand:
     def test_of_a_run(self, folder, tmp_path, capsys, caplog):
         """A checkpoint in a run folder brings model, data, split and size along."""
-        recipe = RECIPES["camvid_480x360"].with_options(data=folder, val_split="val", val_size=(64, 128))
+        recipe = RECIPES["camvid_360x480"].with_options(data=folder, val_split="val", val_size=(64, 128))
         save_recipe(recipe, tmp_path / "recipe.yaml")
         model = bssnet_zoo.create_model("bssnet_t", num_classes=3)
         torch.save(model.state_dict(), tmp_path / "best.pth")
@@ -210,7 +210,7 @@ class TestCommand:
     def test_windows_slide_over_whole_images(self, folder, tmp_path, monkeypatch, caplog):
         sizes = []
         monkeypatch.setattr(eval_cli, "evaluate", lambda model, dataset, **_: sizes.append(dataset.transform.size))
-        recipe = RECIPES["camvid_480x360"].with_options(data=folder, train_split="val", val_size=(64, 128))
+        recipe = RECIPES["camvid_360x480"].with_options(data=folder, train_split="val", val_size=(64, 128))
         save_recipe(recipe, tmp_path / "recipe.yaml")
         torch.save(bssnet_zoo.create_model("bssnet_t", num_classes=3).state_dict(), tmp_path / "best.pth")
         for options in ([], ["--sliding-window", "64x128"], ["--sliding-window", "32x32", "--size", "48"]):

@@ -1,13 +1,14 @@
-"""Recipes and the training loop."""
-import argparse
+"""Training runs: what they write, how they end and go on, several processes, distillation."""
 import csv
 import os
+import re
 import shutil
 import signal
 import subprocess
 import sys
 import time
-from dataclasses import asdict, fields, replace
+from contextlib import nullcontext
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -16,7 +17,7 @@ import pytest
 import timm
 import torch
 import torch.nn.functional as F
-from conftest import filled
+from conftest import filled, write_folder
 from PIL import Image
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
@@ -25,10 +26,10 @@ from torch import nn
 
 import bssnet_zoo
 from bssnet_zoo.cli import main
-from bssnet_zoo.cli.train import add_recipe_arguments, recipe_from_arguments
 from bssnet_zoo.distributed import Process
 from bssnet_zoo.losses import BSSNetLoss
 from bssnet_zoo.models.bssnet import BSSNetOutput
+from bssnet_zoo.models.checkpoints import CLASSIFIERS
 from bssnet_zoo.training import loop, parts
 from bssnet_zoo.training.feature_distillation import (
     FeatureStudent,
@@ -46,16 +47,14 @@ from bssnet_zoo.training.parts import (
     open_datasets,
     train_batches,
     train_sampler,
+    warmup_iterations,
 )
-from bssnet_zoo.training.recipes import (
-    RECIPES,
-    Recipe,
-    load_recipe,
-    save_recipe,
-)
-from bssnet_zoo.training.run_log import CsvLog
+from bssnet_zoo.training.recipes import Recipe, load_recipe, save_recipe
+from bssnet_zoo.training.run_folder import open_run_folder
+from bssnet_zoo.training.run_log import CsvLog, RunLog
 
 CPU = Process(torch.device("cpu"))
+CLASSES = ("sky", "road", "car")
 ROOT = Path(__file__).parents[1]
 
 
@@ -68,6 +67,13 @@ def rows(path: Path) -> list[dict[str, str]]:
 def narrow(monkeypatch):
     """Runs train a network of a quarter of T's width: for what is not about the network."""
     monkeypatch.setattr(parts, "create_model", partial(bssnet_zoo.create_model, dim=8))
+
+
+@pytest.fixture
+def quick(narrow, monkeypatch):
+    """Such runs draw nothing, either."""
+    for name in ("save_strip", "save_curve"):
+        monkeypatch.setattr(loop, name, lambda *args: None)
 
 
 def command(*args: object) -> list[str]:
@@ -93,128 +99,47 @@ def assert_equal(a, b, where="state"):
         assert a == b, where
 
 
-class TestRecipes:
-    @pytest.mark.parametrize("name, iterations, batch, lr, base, crop, val, weights", [
-        ("cityscapes_t", 120_000, 12, 0.01, (1024, 2048), (1024, 1024), (1024, 2048), 19),
-        ("cityscapes_b", 120_000, 12, 0.01, (1024, 2048), (1024, 1024), (1024, 2048), 19),
-        ("camvid_t", 10_000, 12, 0.00025, (720, 960), (720, 960), (720, 960), 11),
-        ("camvid_b", 10_000, 12, 0.00025, (720, 960), (720, 960), (720, 960), 11),
-        ("nightcity_t", 120_000, 16, 0.01, (512, 1024), (512, 1024), (512, 1024), None),
-        ("nightcity_b", 120_000, 16, 0.01, (512, 1024), (1024, 1024), (512, 1024), 19),
-    ])
-    def test_published(self, name, iterations, batch, lr, base, crop, val, weights):
-        recipe = RECIPES[name]
-        assert recipe.model == f"bssnet_{name[-1]}" and recipe.init == "pidnet_in1k"
-        assert (recipe.iterations, recipe.batch_size, recipe.lr) == (iterations, batch, lr)
-        assert (recipe.base_size, recipe.crop_size, recipe.val_size) == (base, crop, val)
-        assert recipe.class_weights is None if weights is None else len(recipe.class_weights) == weights
-        assert (recipe.opt, recipe.momentum, recipe.weight_decay, recipe.poly_power) == ("momentum", 0.9, 5e-4, 0.9)
-        assert recipe.decay_all and recipe.warmup_iterations == 0 and recipe.ema_decay == 0
-        splits = {"cityscapes": ("train", "val"), "camvid": ("trainval", "test"), "nightcity": ("train", "val")}
-        assert (recipe.train_split, recipe.val_split) == splits[name[:-2]]
+def test_warm_up_longer_than_the_run(tiny_recipe):
+    recipe = replace(tiny_recipe, warmup_iterations=200)
+    assert [warmup_iterations(recipe, n) for n in (4000, 400, 399, 20)] == [200, 200, 79, 4]
 
-    def test_numbers_of_numpy(self, tmp_path):
-        recipe = replace(RECIPES["finetune"], class_weights=tuple(np.ones(3, np.float32)), epochs=np.int64(2))
-        save_recipe(recipe, tmp_path / "recipe.yaml")
-        assert load_recipe(tmp_path / "recipe.yaml") == recipe
 
-    def test_every_field_is_an_option(self):
-        parser = argparse.ArgumentParser()
-        add_recipe_arguments(parser)
-        options = {action.dest for action in parser._actions}
-        assert {field.name for field in fields(Recipe)} <= options
-        args = parser.parse_args(
-            "--model bssnet_b --crop-size 64x96 --epochs 3 --class-weights 1 2 3 --val-size none --init none "
-            "--compile --no-decay-all --clip-grad 5".split())
-        recipe = recipe_from_arguments(args, RECIPES["camvid_t"])
-        assert recipe == replace(
-            RECIPES["camvid_t"], model="bssnet_b", crop_size=(64, 96), epochs=3, iterations=0,
-            class_weights=(1., 2., 3.), val_size=None, init=None, compile=True, decay_all=False, clip_grad=5.)
-        for name, value in asdict(recipe.with_options(loss_weights=(1., 1., 0., 0., 1., 1.))).items():
-            option = f"--{name.replace('_', '-')}"
-            if isinstance(value, bool):
-                words = [option if value else option.replace("--", "--no-")]
-            else:
-                words = [option, *map(str, value if isinstance(value, tuple) else [value])]
-            if name.endswith("_size") and isinstance(value, tuple):
-                words = [option, "{}x{}".format(*value)]
-            found = vars(parser.parse_args(["none" if word == "None" else word for word in words]))[name]
-            found = None if found == [None] else tuple(found) if isinstance(found, list) else found
-            assert found == value, name
-
-    @pytest.mark.parametrize("name", RECIPES)
-    def test_saved_and_read_again(self, name, tmp_path):
-        save_recipe(RECIPES[name], tmp_path / "recipe.yaml")
-        assert load_recipe(tmp_path / "recipe.yaml") == RECIPES[name]
-
-    @pytest.mark.parametrize("options, message", [
-        ({"precision": "half"}, "float32, bfloat16, float16, got 'half'"),
-        ({"epochs": 0}, "either epochs or iterations"),
-        ({"epochs": 1, "iterations": 5}, "either epochs or iterations"),
-        ({"batch_size": 0}, "batch_size must be more than 0"),
-        ({"feature_weight": -1.}, "feature_weight must be 0 or more, got -1.0"),
-        ({"ema_decay": 1.}, "ema_decay"),
-        ({"crop_size": (64,)}, "crop_size must be 2 whole numbers"),
-        ({"val_size": (64, 0)}, "val_size must be 32 or more high and wide"),
-    ])
-    def test_bad_values(self, options, message):
-        with pytest.raises(ValueError, match=message):
-            replace(RECIPES["camvid_480x360"], **options)
-
-    @pytest.mark.parametrize("opt", ["adafactor", "lookahead_madgrad", "Muon", "adamw"])
-    def test_optimisers_with_and_without_foreach(self, opt):
-        model = nn.Conv2d(3, 4, 1)
-        state = create_state(model, replace(RECIPES["camvid_480x360"], opt=opt), 10)
-        model(torch.ones(1, 3, 2, 2)).sum().backward()
-        state.optimizer.step()
-        assert state.optimizer.defaults.get("foreach", None) in (None, opt == "adamw")
-
-    def test_large_seed(self):
-        CPU.seed(2 ** 24 + 3, 5)
-        large = torch.rand(2)
-        CPU.seed(3, 5)  # 2 ** 24 seeds, and then they begin again
-        assert torch.equal(torch.rand(2), large)
-
-    def test_unknown(self, tmp_path):
-        with pytest.raises(ValueError, match="no recipe 'imagenet': there is cityscapes_t"):
-            load_recipe("imagenet")
-        (tmp_path / "recipe.yaml").write_text("epochs: 3\nspeed: 7\n")
-        with pytest.raises(ValueError, match="is no recipe: .*speed"):
-            load_recipe(tmp_path / "recipe.yaml")
-
-    def test_optimiser(self):
-        """The paper's: plain momentum, decay everywhere. Ours: Nesterov, decay on weights of two or more dimensions."""
-        model = nn.Sequential(nn.Conv2d(3, 4, 1), nn.BatchNorm2d(4))
-        (group,) = create_state(model, RECIPES["camvid_t"], 10).optimizer.param_groups
-        assert len(group["params"]) == 4 and group["weight_decay"] == 5e-4 and not group["nesterov"]
-        state = create_state(model, RECIPES["camvid_480x360"], 1000)
-        decayed = [p for g in state.optimizer.param_groups if g["weight_decay"] for p in g["params"]]
-        assert [p.ndim for p in decayed] == [4] and all(g["nesterov"] for g in state.optimizer.param_groups)
-        rates = []
-        for iteration in (1, 100, 200, 600, 1000):
-            state.scheduler.step_update(iteration)
-            rates.append(state.optimizer.param_groups[0]["lr"])
-        assert rates == pytest.approx([1e-4, 0.01, 0.02 * 0.8 ** 0.9, 0.02 * 0.4 ** 0.9, 0.])
+def test_large_seed():
+    CPU.seed(2 ** 24 + 3, 5)
+    large = torch.rand(2)
+    CPU.seed(3, 5)  # 2 ** 24 seeds, and then they begin again
+    assert torch.equal(torch.rand(2), large)
 
 
 class TestInit:
     def test_tag_with_other_classes(self, tiny_recipe):
-        model = create_student(replace(tiny_recipe, init="camvid"), 3, CPU)
+        model = create_student(replace(tiny_recipe, init="camvid"), CLASSES, CPU)
         bundled = bssnet_zoo.create_model("bssnet_t", pretrained=True, aux_heads=True)
         assert model.training and model.num_classes == 3
         assert torch.equal(model.border_head.classifier.weight, bundled.border_head.classifier.weight)
 
-    def test_pidnet_file(self, tiny_recipe, tmp_path):
-        torch.save(filled("pidnet_s"), tmp_path / "pidnet.pth")
-        model = create_student(replace(tiny_recipe, init=str(tmp_path / "pidnet.pth")), 3, CPU)
-        assert torch.equal(model.stem[0].conv.weight, filled("pidnet_s")["conv1.0.weight"])
+    @pytest.mark.parametrize(("name", "pidnet"), [("bssnet_t", "pidnet_s"), ("bssnet_b", "pidnet_m")])
+    def test_pidnet_file(self, tiny_recipe, tmp_path, name, pidnet):
+        torch.save(filled(pidnet), tmp_path / "pidnet.pth")
+        model = create_student(replace(tiny_recipe, model=name, init=str(tmp_path / "pidnet.pth")), CLASSES, CPU)
+        assert torch.equal(model.stem[0].conv.weight, filled(pidnet)["conv1.0.weight"])
 
-    def test_unknown(self, tiny_recipe):
-        with pytest.raises(ValueError, match="init 'coco' is neither a file nor a tag of bssnet_t: .*pidnet_in1k"):
-            create_student(replace(tiny_recipe, init="coco"), 3, CPU)
+    @pytest.mark.parametrize(("classes", "order"), [
+        (("sky", "road", "car"), [0, 1, 2]), (("Car", "sky", "road"), [2, 0, 1]), (("sky", "road", "tram"), None)])
+    def test_classes_by_name(self, finished, tiny_recipe, classes, order, capsys):
+        """Classifiers follow the names: the same ones in another order are kept, those of others made anew."""
+        recipe = replace(tiny_recipe, init=str(finished[0] / "best.safetensors"))
+        model = create_student(recipe, classes, CPU)
+        before = finished[1].ema.module
+        assert torch.equal(model.stem[0].conv.weight, before.stem[0].conv.weight)
+        for name in CLASSIFIERS:
+            found, expected = (dict(net.get_submodule(name).state_dict()) for net in (model, before))
+            assert all(torch.equal(found[key], expected[key][order]) for key in found) if order else not torch.equal(
+                found["weight"], expected["weight"])
+        assert ("only the model has car; only the data set has tram" in capsys.readouterr().out) == (order is None)
 
     def test_freeze_bn(self, tiny_recipe):
-        model = create_student(replace(tiny_recipe, freeze_bn=True), 3, CPU)
+        model = create_student(replace(tiny_recipe, freeze_bn=True), CLASSES, CPU)
         before = {name: b.clone() for name, b in model.named_buffers()}
         model(torch.randn(2, 3, 64, 64)).seg.sum().backward()
         assert not any(isinstance(module, nn.BatchNorm2d) for module in model.modules())
@@ -272,6 +197,36 @@ class TestRun:
         assert "curve.png needs matplotlib: the extra [train]" in capsys.readouterr().out
         assert not list(tmp_path.glob("events.*")) and not (tmp_path / "curve.png").exists()
 
+    def test_tensorboard(self, finished):
+        reader = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
+        events = reader.EventAccumulator(str(finished[0]))
+        events.Reload()
+        for file, group, name in (("log.csv", "train", "loss"), ("log.csv", "train", "lr"), ("val.csv", "val", "road")):
+            found = [(event.step, event.value) for event in events.Scalars(f"{group}/{name}")]
+            assert found == [(int(row["iteration"]), pytest.approx(float(row[name]), rel=1e-4))
+                             for row in rows(finished[0] / file)]
+
+    def test_warnings(self, quick, tiny_recipe, tmp_path, capsys):
+        data = write_folder(tmp_path / "data", train=2, val=1)
+        (tmp_path / "data" / "dataset.yaml").write_text("classes: [sky, road, car, plane]\n")
+        recipe = replace(tiny_recipe, data=data, train_split="trainval", warmup_iterations=9)
+        recipe = recipe.with_options(iterations=1)
+        train(recipe, tmp_path / "run")
+        out = capsys.readouterr().out
+        for line in (recipe.summary(), "'plane' has no pixel in trainval", "val is trained on",
+                     "a warm-up of 0 instead of 9", "3 images to train on, 1 to validate, iteration 0 of 1\n"):
+            assert line in out
+
+    def test_best_is_kept(self, quick, tiny_recipe, tmp_path, monkeypatch):
+        """The second of three validations is the best."""
+        scores = iter((0.2, 0.3, 0.1))
+        evaluate = loop.evaluate
+        monkeypatch.setattr(loop, "evaluate", lambda *args, **kwargs: replace(
+            evaluate(*args, **kwargs), miou=next(scores)))
+        train(replace(tiny_recipe, epochs=3, validate_every=1), tmp_path)
+        with safe_open(tmp_path / "best.safetensors", "pt") as file:
+            assert (file.metadata()["iteration"], file.metadata()["miou"]) == ("8", "0.3")
+
     def test_folder_in_use(self, finished, tiny_recipe, tmp_path):
         with pytest.raises(ValueError, match="has a run already: go on with --resume"):
             train(tiny_recipe, finished[0])
@@ -314,7 +269,7 @@ class TestResume:
             assert a == b
         assert not (tmp_path / "run" / ".last-a1b2c3d4.pth").exists()
 
-    def test_validation_by_epochs(self, narrow, tiny_recipe, tmp_path):
+    def test_validation_by_epochs(self, quick, tiny_recipe, tmp_path):
         """Sixteen images in batches of 3 are five iterations and a third: epochs end in iterations 6, 11 and 16."""
         train(replace(tiny_recipe, batch_size=3, epochs=3, validate_every=1, crop_size=(32, 32), lr=1e-4), tmp_path)
         assert [int(row["iteration"]) for row in rows(tmp_path / "val.csv")] == [6, 11, 16]
@@ -327,7 +282,7 @@ class TestResume:
         with pytest.raises(ValueError, match="stop_epoch must be 1 or more, got 0"):
             train(tiny_recipe, tmp_path / "other", stop_epoch=0)
 
-    def test_before_the_first_checkpoint(self, tiny_recipe, tmp_path):
+    def test_before_the_first_checkpoint(self, quick, tiny_recipe, tmp_path):
         save_recipe(tiny_recipe.with_options(iterations=1), tmp_path / "recipe.yaml")
         assert train(tiny_recipe.with_options(iterations=1), tmp_path, resume=True).iteration == 1
 
@@ -371,11 +326,75 @@ class TestResume:
         assert rows(tmp_path / "broken" / "val.csv") == rows(tmp_path / "straight" / "val.csv")
         assert_equal(*(torch.load(tmp_path / name / "last.pth", weights_only=True) for name in ("straight", "broken")))
 
-    def test_data_without_a_kind(self, narrow, tiny_recipe, tmp_path):
+    def test_a_finished_run(self, finished, tiny_recipe, capsys):
+        before = {path: path.read_bytes() for path in finished[0].iterdir()}
+        assert train(tiny_recipe, finished[0], resume=True).iteration == 8
+        assert "has all of its 8 iterations: best.safetensors is the model" in capsys.readouterr().out
+        assert {path: path.read_bytes() for path in finished[0].iterdir()} == before
+
+    def test_where_the_data_has_moved(self, begun, tmp_path, capsys):
+        """The folder plays no part. An image may be repaired meanwhile; it is named."""
+        (tmp_path / "data").rename(tmp_path / "moved")
+        image = tmp_path / "moved/images/train/3.png"
+        image.write_bytes(image.read_bytes() + b"0")
+        recipe = replace(begun, data=f"folder:{tmp_path}/moved", workers=1)
+        assert train(recipe, tmp_path / "run", resume=True).iteration == 2
+        assert "1 files have changed since the run began: image train/3\n" in capsys.readouterr().out
+        assert load_recipe(tmp_path / "run" / "recipe.yaml") == recipe
+
+    @pytest.mark.parametrize(("change", "message"), [
+        (lambda data: shutil.copy(data / "images/train/0.png", data / "images/train/new.png"), "image train/new"),
+        (lambda data: [path.unlink() for path in data.glob("*/train/3.png")], "image train/3, mask train/3"),
+        (lambda data: (data / "dataset.yaml").write_text("classes: [road, sky, car]"),
+         r"the classes \('sky, road, car' before, 'road, sky, car' now\)"),
+        (lambda data: (data / "dataset.yaml").write_text("classes: [sky, road, car]\nid_map: {0: 0, 1: 2, 2: 1}"),
+         r"id_map \('\[\(0, 0\), \(1, 1\)"),
+    ])
+    def test_other_data(self, begun, tmp_path, change, message):
+        change(tmp_path / "data")
+        before = {path: path.read_bytes() for path in (tmp_path / "run").glob("*.*")}
+        with pytest.raises(ValueError, match=f"the data set is another one than that of the run, in {message}"):
+            train(begun, tmp_path / "run", resume=True)
+        assert {path: path.read_bytes() for path in (tmp_path / "run").glob("*.*")} == before
+
+    @pytest.fixture
+    def begun(self, quick, tiny_recipe, tmp_path):
+        """The recipe of a run in ``run`` on data in ``data`` that ended after the first of two iterations."""
+        recipe = replace(tiny_recipe, data=write_folder(tmp_path / "data", train=4, val=1))
+        train(recipe, tmp_path / "run", stop_epoch=1)
+        return recipe
+
+    def test_states_of_before(self, begun, tmp_path):
+        """In them one hash stood for all files."""
+        state = torch.load(tmp_path / "run" / "last.pth", weights_only=True)
+        torch.save({**state, "data": "0123"}, tmp_path / "run" / "last.pth")
+        assert train(begun, tmp_path / "run", resume=True).iteration == 2
+
+    def test_damaged_state(self, begun, tmp_path):
+        state = tmp_path / "run" / "last.pth"
+        state.write_bytes(state.read_bytes()[:1000])
+        with pytest.raises(ValueError, match="last.pth is damaged, the run can't go on from it"):
+            train(begun, tmp_path / "run", resume=True)
+
+    def test_without_its_checkpoint(self, begun, tmp_path):
+        (tmp_path / "run" / "last.pth").unlink()
+        before = {path: path.read_bytes() for path in (tmp_path / "run").glob("*.*")}
+        for resume in (False, True):
+            with pytest.raises(ValueError, match="best.safetensors of a run but no last.pth to go on from"):
+                train(begun, tmp_path / "run", resume=resume)
+        assert {path: path.read_bytes() for path in (tmp_path / "run").glob("*.*")} == before
+
+    def test_two_writers(self, begun, tmp_path):
+        with open_run_folder(tmp_path / "run"), pytest.raises(
+                ValueError, match=f"is in use by process {os.getpid()} on "):
+            train(begun, tmp_path / "run", resume=True)
+        train(begun, tmp_path / "run", resume=True)
+
+    def test_data_without_a_kind(self, quick, tiny_recipe, tmp_path):
         train(replace(tiny_recipe, data=tiny_recipe.data.removeprefix("folder:")), tmp_path, stop_epoch=1)
         assert load_recipe(tmp_path / "recipe.yaml").data == tiny_recipe.data
 
-    def test_nan(self, narrow, tiny_recipe, tmp_path, monkeypatch):
+    def test_nan(self, quick, tiny_recipe, tmp_path, monkeypatch):
         calls = []
 
         class Diverging(BSSNetLoss):
@@ -395,20 +414,52 @@ class TestResume:
         assert all(tensor.isfinite().all() for tensor in saved["model"].values())
 
 
-def test_augmentation_of_the_recipe(tiny_recipe):
-    options = {"scale_range": (0.5, 0.75), "gamma": 0.3}
-    dataset, val_set = open_datasets(replace(tiny_recipe, class_mix=0.4, **options))
-    assert {name: getattr(dataset.transform, name) for name in options} == options
-    assert dataset.class_mix == 0.4 and val_set.class_mix == 0
-
-
-@pytest.mark.parametrize("options", [
-    {"class_mix": 2.}, {"gamma": -1.}, {"scale_range": (2., 0.5)}, {"data": "x:y"}, {"batch_size": 4, "grad_accum": 3},
-    {"loss_weights": (1., 1.)}])
-def test_refused_before_a_folder_is_made(tiny_recipe, options, tmp_path):
-    with pytest.raises(ValueError):
+@pytest.mark.parametrize(("options", "message"), [
+    ({"data": "x:y"}, "x:y is not a folder"),
+    ({"data": "{one}"}, r"has one class, .* as in classes: \[background, pothole\]"),
+    ({"data": "{unlabelled}"}, "all masks in val are ignored as a whole"),
+    ({"data": "{damaged}"}, "1 files that can't be read: .*0.png"),
+    ({"data": "{low}"}, "images must be 32 pixels high and wide or more, one has 28: give --val-size"),
+    ({"class_weights": (1., 2.)}, "class_weights are 2, classes 3"),
+    ({"loss_weights": (1., 1.)}, "loss_weights"),
+    ({"init": "coco"}, "init 'coco' is neither a file nor a tag of bssnet_t: .*pidnet_in1k"),
+    ({"opt": "none_such"}, "opt 'none_such' is no optimiser of timm"),
+    ({"grad_accum": 3}, "can't be shared by 1 processes with grad_accum=3: it must be a multiple of 3"),
+    ({"batch_size": 1}, "BatchNorm needs two: give --batch-size 2, or --freeze-bn"),
+    ({"grad_accum": 4}, "BatchNorm needs two: give --batch-size 8, or --freeze-bn"),
+])
+def test_refused_before_a_folder_is_made(quick, tiny_recipe, options, message, tmp_path):
+    if name := re.fullmatch("{(.*)}", options.get("data", "")):
+        data = tmp_path / name[1]
+        options = {"data": write_folder(data, train=4, val=1)}
+        image, mask = data / "images/val/0.png", data / "masks/val/0.png"
+        if name[1] == "one":
+            (data / "dataset.yaml").write_text("classes: [pothole]")
+        elif name[1] == "unlabelled":
+            Image.new("L", (96, 64), 255).save(mask)
+        elif name[1] == "damaged":
+            image.write_bytes(image.read_bytes()[:500])
+        else:
+            for path in (image, mask):
+                Image.open(path).crop((0, 0, 96, 28)).save(path)
+    with pytest.raises(ValueError, match=message):
         train(replace(tiny_recipe, **options), tmp_path / "run")
     assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(("options", "device", "world_size", "fits"), [
+    ({"batch_size": 2}, "cpu", 2, False), ({"batch_size": 2, "freeze_bn": True}, "cpu", 2, True),
+    ({"batch_size": 2}, "cuda", 2, True), ({"batch_size": 2, "sync_bn": False}, "cuda", 2, False),
+    ({"batch_size": 1}, "cuda", 1, False), ({"batch_size": 4}, "cpu", 2, True), ({"batch_size": 4}, "cpu", 3, False)])
+def test_images_of_a_step(tiny_recipe, options, device, world_size, fits):
+    recipe, process = replace(tiny_recipe, **options), Process(torch.device(device), 0, world_size)
+    with nullcontext() if fits else pytest.raises(ValueError, match="batch_size="):
+        train_sampler(range(16), recipe, process, 0)
+
+
+def test_batches_after_an_iteration(tiny_recipe):
+    first, later = (train_sampler(range(16), replace(tiny_recipe, grad_accum=2), CPU, i) for i in (0, 3))
+    assert next(iter(later)) == first.batch(6)
 
 
 def raw_output(num_classes: int) -> BSSNetOutput:
@@ -420,7 +471,7 @@ def raw_output(num_classes: int) -> BSSNetOutput:
 def gradients(recipe: Recipe, process: Process) -> list[torch.Tensor]:
     """Gradients of the first iteration's share of a process."""
     dataset, _ = open_datasets(recipe)
-    model = create_student(recipe, 3, CPU)
+    model = create_student(recipe, CLASSES, CPU)
     process.seed(recipe.seed, 0)
     batches = train_batches(dataset, train_sampler(dataset, recipe, process, 0), recipe, CPU.device)
     batches = [next(batches) for _ in range(recipe.grad_accum)]
@@ -443,7 +494,7 @@ class TestGradients:
         """Two half batches give the mean of their gradients."""
         recipe = replace(tiny_recipe, freeze_bn=True, grad_accum=2)
         found = gradients(recipe, CPU)
-        model = create_student(recipe, 3, CPU)
+        model = create_student(recipe, CLASSES, CPU)
         dataset, _ = open_datasets(recipe)
         batches = train_batches(dataset, train_sampler(dataset, recipe, CPU, 0), recipe, CPU.device)
         CPU.seed(recipe.seed, 0)
@@ -468,19 +519,9 @@ class TestGradients:
         assert run.stdout.count("validation after iteration 1") == 1
         assert sum(float(row["pixel_accuracy"]) for row in rows(tmp_path / "run" / "val.csv")) > 0
 
-    def test_no_sync_bn_on_the_cpu(self, tiny_recipe, capsys):
-        model = create_student(tiny_recipe, 3, Process(CPU.device, 0, 2))
-        assert not any(isinstance(module, nn.SyncBatchNorm) for module in model.modules())
-        assert "SyncBN does not exist on cpu: plain BatchNorm" in capsys.readouterr().out
-
-    def test_no_channels_last_on_mps(self, tiny_recipe):
-        assert parts.memory_format(tiny_recipe, torch.device("mps")) == torch.contiguous_format
-        assert parts.memory_format(tiny_recipe, torch.device("cuda")) == torch.channels_last
-
-    def test_batch_that_cannot_be_shared(self, tiny_recipe):
-        dataset, _ = open_datasets(tiny_recipe)
-        with pytest.raises(ValueError, match="batch_size=4 can't be shared by 3 processes .* multiple of 3"):
-            train_sampler(dataset, tiny_recipe, Process(CPU.device, 0, 3), 0)
+    def test_no_channels_last_on_mps(self):
+        assert parts.memory_format(torch.device("mps")) == torch.contiguous_format
+        assert parts.memory_format(torch.device("cuda")) == torch.channels_last
 
 
 def test_logs_are_utf_8(tmp_path, monkeypatch):
@@ -493,13 +534,35 @@ def test_logs_are_utf_8(tmp_path, monkeypatch):
     assert (tmp_path / "val.csv").read_text(encoding="utf-8") == "iteration,道路\n1,0.5\n1,0.5\n"
 
 
+def test_columns_of_val_csv(tmp_path):
+    """Classes may be called as the columns are, and have commas and line breaks."""
+    names = ["miou", "iteration", "road, wet", "two\nlines"]
+    log = RunLog(tmp_path, ["loss"], names, start=0, total=1, batch_size=1)
+    log.validation(1, [0.5, 0.6, 0.7, 0.1, 0.2, 0.3, 0.4])
+    log.close()
+    (row,) = rows(tmp_path / "val.csv")
+    assert row == {"iteration": "1", "miou": "0.5", "pixel_accuracy": "0.6", "boundary_f1": "0.7", "IoU of miou": "0.1",
+                   "IoU of iteration": "0.2", "road, wet": "0.3", "two lines": "0.4"}
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs a disk that is always full")
+def test_full_disk_is_named(tmp_path):
+    log = CsvLog(tmp_path / "log.csv", ["iteration", "loss"])
+    log.file.close()
+    log.file, path = open("/dev/full", "w", buffering=1), tmp_path / "log.csv"
+    log.path = path
+    for call in (lambda: log.write(1, [0.5]), log.close):
+        with pytest.raises(OSError, match="log.csv can't be written: No space left on device"):
+            call()
+
+
 class TestPrecision:
     @pytest.mark.parametrize("precision", ["bfloat16", "float16"])
-    def test_mixed(self, narrow, tiny_recipe, tmp_path, precision, capsys, monkeypatch):
+    def test_mixed(self, quick, tiny_recipe, tmp_path, precision, capsys, monkeypatch):
         """All the trimmings at once: mixed precision, accumulation, clipping, frozen norms, layer decay."""
         monkeypatch.setattr("bssnet_zoo.device.has_bfloat16", lambda: True)
         recipe = replace(tiny_recipe.with_options(iterations=2), precision=precision, clip_grad=1., grad_accum=2,
-                         freeze_bn=True, layer_decay=0.9, channels_last=False)
+                         freeze_bn=True, layer_decay=0.9)
         state = train(recipe, tmp_path)
         assert state.iteration == 2
         parameter = state.model.stem[0].conv.weight
@@ -516,7 +579,7 @@ class TestPrecision:
 
     def test_clipped(self, tiny_recipe):
         recipe = replace(tiny_recipe, clip_grad=0.01)
-        state = create_state(create_student(recipe, 3, CPU), recipe, 8)
+        state = create_state(create_student(recipe, CLASSES, CPU), recipe, 8)
         for parameter in state.model.parameters():
             parameter.grad = torch.ones_like(parameter)
         assert loop.clip_gradients(state, recipe) > 1000
@@ -527,15 +590,10 @@ class TestPrecision:
 class TestWiderAndOther:
     def test_widened(self, finished, tiny_recipe):
         recipe = replace(tiny_recipe, model="bssnet_b", init=f"widen:{finished[0] / 'best.safetensors'}")
-        wide, narrow = create_student(recipe, 3, CPU), finished[1].ema.module
+        wide, narrow = create_student(recipe, CLASSES, CPU), finished[1].ema.module
         assert torch.equal(wide.stem[0].conv.weight[::2], narrow.stem[0].conv.weight)
         with pytest.raises(ValueError, match="widens a bssnet_t to a bssnet_b, model is bssnet_t"):
-            create_student(replace(recipe, model="bssnet_t"), 3, CPU)
-
-    def test_loss_weights_reach_the_loss(self, tiny_recipe):
-        recipe = replace(tiny_recipe, loss_weights=(1., 1., 0., 0., 1., 1.))
-        criterion = create_criterion(recipe).labels
-        assert criterion.loss_weights == (1, 1, 0, 0, 1, 1)
+            create_student(replace(recipe, model="bssnet_t"), CLASSES, CPU)
 
     def test_eval_finds_the_model(self, tiny_recipe, tmp_path, capsys):
         model = bssnet_zoo.create_model("bssnet_b", num_classes=3)
@@ -587,7 +645,7 @@ class TestTeacherLabels:
         losses = criterion(output, images, torch.stack([nothing, teacher], 1))
         assert losses[0] == losses[4] == 0 and losses[-1] == found  # it stands alone on images without a label
 
-    def test_run(self, taught, tmp_path):
+    def test_run(self, quick, taught, tmp_path, capsys):
         """What has no label is learned from the teacher. The run resumes, and notices other maps."""
         root = Path(taught.data.removeprefix("folder:"))
         shutil.copytree(root, tmp_path / "unlabelled")
@@ -601,8 +659,8 @@ class TestTeacherLabels:
         assert (state.model.eval()(torch.randn(1, 3, 64, 64)).argmax(1) == 2).float().mean() > 0.9
         path = tmp_path / "teacher" / "train" / "0.png"
         path.write_bytes(path.read_bytes() + b"0")
-        with pytest.raises(ValueError, match="the data set has changed"):
-            train(recipe, tmp_path / "run", resume=True)
+        train(recipe, tmp_path / "run", resume=True, stop_epoch=3)
+        assert "1 files have changed since the run began: teacher's map train/0" in capsys.readouterr().out
 
     def test_refused(self, taught, tmp_path):
         (tmp_path / "empty").mkdir()
@@ -673,7 +731,7 @@ class TestFeatureDistillation:
         with pytest.raises(ValueError, match="the teacher's features at stride 8 are .* the student's"):
             feature_loss(predicted, {8: features[8][..., 1:], 16: features[16], 32: features[32]})
 
-    def test_run(self, recipe, tmp_path):
+    def test_run(self, quick, recipe, tmp_path):
         """The trunk learns to predict, and nothing of the teacher is left in what the run gives."""
         state = train(replace(recipe, epochs=8, lr=0.02, validate_every=8), tmp_path / "run")
         losses = [float(row["features"]) for row in rows(tmp_path / "run" / "log.csv")]
@@ -682,7 +740,7 @@ class TestFeatureDistillation:
         assert load_file(tmp_path / "run" / "best.safetensors").keys() == plain.keys()
         assert state.model.state_dict().keys() == plain.keys()
 
-    def test_resume(self, recipe, tmp_path):
+    def test_resume(self, quick, recipe, tmp_path):
         """Projections go on where they were, too."""
         train(recipe, tmp_path / "straight")
         train(recipe, tmp_path / "halves", stop_epoch=1)

@@ -6,6 +6,7 @@ from pathlib import Path
 from types import UnionType
 from typing import Any, get_args, get_type_hints
 
+from ..data.datasets import with_kind
 from ..distributed import end_process
 from ..training.loop import train
 from ..training.recipes import RECIPES, Recipe, load_recipe
@@ -30,7 +31,7 @@ def run(args: argparse.Namespace) -> int:
     """``bssnet-zoo train``. Returns the exit status."""
     if args.resume and (args.recipe or args.output):
         raise ValueError("--resume takes recipe and folder from the run: leave out --recipe and --output")
-    name = args.recipe or "camvid_480x360"
+    name = args.recipe or default_recipe(getattr(args, "data", ""))
     recipe = recipe_from_arguments(args, saved_recipe(Path(args.resume)) if args.resume else load_recipe(name))
     output = args.resume or args.output or Path("runs") / re.sub("[:/]", "-", f"{Path(name).stem}-{recipe.model}")
     try:
@@ -40,6 +41,11 @@ def run(args: argparse.Namespace) -> int:
     finally:
         end_process()
     return 0
+
+
+def default_recipe(data: str) -> str:
+    """The recipe for a data set ``KIND:DIR`` or ``DIR`` unless told otherwise."""
+    return "finetune" if with_kind(data).startswith("folder:") else "camvid_360x480"
 
 
 def _argument(hint: Any) -> dict[str, Any]:
@@ -70,7 +76,8 @@ def add_recipe_arguments(parser: argparse.ArgumentParser) -> None:
     ``none`` takes the value away from a field that may be without.
     """
     parser.add_argument("--recipe", default=None, metavar="NAME",
-                        help=f"{', '.join(RECIPES)}, or a recipe.yaml (default: camvid_480x360)")
+                        help=f"{', '.join(RECIPES)}, or a recipe.yaml (default: finetune for "
+                             "folder:DIR, camvid_360x480 for others)")
     group = parser.add_argument_group("fields of the recipe")
     hints = get_type_hints(Recipe)
     for f in fields(Recipe):

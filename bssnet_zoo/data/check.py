@@ -1,5 +1,6 @@
 """Look at every file of a data set once, before hours are spent on it."""
-import hashlib
+import os
+import zlib
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import partial
@@ -15,6 +16,7 @@ from .images import image_size
 __all__ = ["FileScan", "check_dataset", "distorted", "fingerprint", "missing_classes"]
 
 SHOWN = 3
+TAIL = 4096
 
 
 @dataclass(frozen=True)
@@ -90,13 +92,21 @@ def check_dataset(dataset: SegmentationDataset, full: bool = False) -> list[File
     return scans
 
 
-def fingerprint(dataset: SegmentationDataset) -> str:
-    """A hash of the names and sizes of all files, in order: it changes if a file comes, goes or gets another size."""
-    digest = hashlib.sha256()
-    for paths in (*dataset.files, filter(None, dataset.teacher_labels)):
-        for path in paths:
-            digest.update(f"{path.name} {path.stat().st_size if path.is_file() else None}\n".encode())
-    return digest.hexdigest()
+def fingerprint(dataset: SegmentationDataset) -> dict[str, str]:
+    """What a data set holds: by its name in the split, size and tail of each file; the classes and the id map.
+
+    The folder that it lies in plays no part. A PNG's checksum is in its tail.
+    """
+    found = {"the classes": ", ".join(dataset.classes.names), "id_map": str(sorted(dataset.id_map.items()))}
+    teachers = dataset.teacher_labels or [None] * len(dataset)
+    for name, (image, label), teacher in zip(dataset.names, dataset.files, teachers, strict=True):
+        for kind, path in (("image", image), ("mask", label), ("teacher's map", teacher)):
+            if path is not None and path.is_file():
+                with path.open("rb") as file:
+                    size = file.seek(0, os.SEEK_END)
+                    file.seek(max(0, size - TAIL))
+                    found[f"{kind} {name}"] = f"{size} {zlib.crc32(file.read()):08x}"
+    return found
 
 
 def missing_classes(dataset: SegmentationDataset, scans: list[FileScan], split: str) -> list[str]:

@@ -8,7 +8,7 @@ import math
 import os
 from collections.abc import Iterable
 from contextlib import closing, nullcontext
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
 
@@ -24,10 +24,11 @@ from ..data.sampler import TrainSampler
 from ..device import PRECISIONS, keep_freed_memory, why_slow
 from ..distributed import Process, init_process
 from ..evaluation.accuracy import evaluate
+from ..files import sha256
 from ..losses.bssnet_loss import BSSNetLosses
-from ..models.bssnet import MIN_SIZE, as_bssnet
+from ..models.bssnet import MIN_SIZE
 from ..models.metadata import class_metadata
-from .feature_distillation import create_feature_teacher, create_projections, feature_loss
+from .feature_distillation import FeatureTeacher, create_feature_teacher, create_projections, feature_loss
 from .interrupt import StopRequest
 from .parts import (
     TrainingLoss,
@@ -41,15 +42,55 @@ from .parts import (
     wrap_model,
 )
 from .pictures import save_curve, save_strip
-from .recipes import Recipe
-from .run_folder import open_run_folder
+from .recipes import Recipe, save_recipe
+from .run_folder import find_checkpoint, open_run_folder
 from .run_log import RunLog
-from .state import TrainState, save_weights
+from .state import TrainState, save_weights, shown
 
 __all__ = ["LOSS_NAMES", "forward_backward", "train", "update_weights"]
 
 LOSS_NAMES = ("loss", *BSSNetLosses._fields, "teacher", "features")
 LOG_NAMES = (*LOSS_NAMES, "grad_norm")
+
+
+@dataclass
+class Run:
+    """What a training run works with; `TrainState` is what changes in it.
+
+    Attributes:
+        recipe: What to compute.
+        process: This process.
+        train_set: The images to train on.
+        val_set: Those to validate on.
+        criterion: The losses.
+        feature_teacher: Gives features to distil from, if there is one.
+        state: What `last.pth` holds.
+        iterations: Length of the whole run.
+        folder: The run folder.
+    """
+
+    recipe: Recipe
+    process: Process
+    train_set: SegmentationDataset
+    val_set: SegmentationDataset
+    criterion: TrainingLoss
+    feature_teacher: FeatureTeacher | None
+    state: TrainState
+    iterations: int
+    folder: Path
+
+    @property
+    def checkpoint(self) -> Path:
+        return self.folder / "last.pth"
+
+    @property
+    def epoch(self) -> float:
+        """Iterations in an epoch."""
+        return len(self.train_set) / self.recipe.batch_size
+
+    def save(self) -> None:
+        if self.process.primary:
+            self.state.save(self.checkpoint)
 
 
 def train(
@@ -80,7 +121,7 @@ def train(
         >>> recipe = Recipe(
         ...     data="folder:data/mine", base_size=(64, 96), crop_size=(64, 96), iterations=1, batch_size=2, workers=0)
         >>> state = train(recipe, "runs/example")  # doctest: +ELLIPSIS
-        model: ...
+        recipe ...
         >>> state.iteration
         1
     """
@@ -89,105 +130,129 @@ def train(
     process = init_process(recipe.device, patient=True)
     if process.device.type == "cpu":
         keep_freed_memory()
-    # all that refuses what can't work, before a folder is made
     recipe = replace(recipe, data=with_kind(recipe.data))
+    begun = find_checkpoint(Path(output), recipe, resume).exists()
+    # whatever can't work is refused before a folder is made
+    run = prepare(recipe, process, Path(output), begun)
+    warnings = [] if begun else check_data(run)
+    with open_run_folder(run.folder, process.primary):
+        if begun:
+            changed = run.state.load(run.checkpoint)
+            if run.state.iteration == run.iterations and not run.state.unvalidated:
+                if process.primary:
+                    print(f"{run.folder} has all of its {run.iterations} iterations: best.safetensors is the model. To "
+                          "train on, start a run from it with --init", flush=True)
+                return run.state
+            if changed:
+                warnings += [f"{len(changed)} files have changed since the run began: {shown(changed)}"]
+                warnings += check_data(run)
+        if process.primary:
+            save_recipe(recipe, run.folder / "recipe.yaml")
+        last = run.iterations if stop_epoch is None else min(run.iterations, math.ceil(stop_epoch * run.epoch))
+        return run_to(last, run, [*warnings, *warn_of_recipe(run)])
+
+
+def prepare(recipe: Recipe, process: Process, folder: Path, begun: bool) -> Run:
+    """All that a run needs. Raises ValueError for a recipe that can't work.
+
+    Args:
+        recipe: The recipe.
+        process: This process.
+        folder: The run folder, which isn't touched.
+        begun: The weights are in ``last.pth``.
+    """
     train_set, val_set = open_datasets(recipe)
     train_sampler(train_set, recipe, process, 0)
-    num_classes = len(train_set.classes.names)
     iterations = recipe.iterations or math.ceil(recipe.epochs * len(train_set) / recipe.batch_size)
-    begun = resume and (Path(output) / "last.pth").exists()  # which has all weights
-    student = create_student(replace(recipe, init=None) if begun else recipe, num_classes, process)
+    student = create_student(replace(recipe, init=None) if begun else recipe, train_set.classes.names, process)
     feature_teacher, projections = create_feature_teacher(recipe), None
     if feature_teacher is not None:
         feature_teacher.to(process.device)
-        projections = create_projections(as_bssnet(student), feature_teacher).to(process.device)
+        projections = create_projections(student, feature_teacher).to(process.device)
     criterion = create_criterion(recipe).to(process.device)
     state = create_state(student, recipe, iterations, projections)
-    with open_run_folder(Path(output), recipe, resume, process.primary) as checkpoint:
-        return _train(
-            recipe, process, train_set, val_set, iterations, state, criterion, checkpoint, feature_teacher, stop_epoch)
+    state.data = fingerprint(train_set)
+    if recipe.feature_checkpoint is not None:
+        state.data["feature_checkpoint"] = sha256(recipe.feature_checkpoint)
+    return Run(recipe, process, train_set, val_set, criterion, feature_teacher, state, iterations, folder)
 
 
-def _train(
-        recipe: Recipe,
-        process: Process,
-        train_set: SegmentationDataset,
-        val_set: SegmentationDataset,
-        iterations: int,
-        state: TrainState,
-        criterion: TrainingLoss,
-        checkpoint: Path,
-        feature_teacher: nn.Module | None,
-        stop_epoch: int | None,
-) -> TrainState:
-    epoch = len(train_set) / recipe.batch_size  # in iterations
-    warnings = []
-    if process.primary and not checkpoint.exists():
-        for dataset, split in ((train_set, recipe.train_split), (val_set, recipe.val_split)):
+def check_data(run: Run) -> list[str]:
+    """Reads all files, in one process. Returns what to warn of; ValueError if they can't be trained on."""
+    recipe, warnings = run.recipe, []
+    if run.process.primary:
+        for dataset, split in ((run.train_set, recipe.train_split), (run.val_set, recipe.val_split)):
             scans = check_dataset(dataset, full=True)
             warnings += missing_classes(dataset, scans, split)
+            taught = dataset is run.train_set and (recipe.teacher_labels or recipe.feature_teacher)
+            if not taught and not any(scan.counts[dataset.id_table != dataset.ignore_index].any() for scan in scans):
+                raise ValueError(f"{recipe.data}: all masks in {split} are ignored as a whole, pixel by pixel")
         smallest = min(min(scan.image_size) for scan in scans)
         if recipe.val_size is None and smallest < MIN_SIZE:
             raise ValueError(f"{recipe.data}, {recipe.val_split}: images must be {MIN_SIZE} pixels high and wide or "
                              f"more, one has {smallest}: give --val-size")
         warnings += distorted(scans, recipe.val_size, recipe.val_split)
-        if recipe.trains_on(recipe.data, recipe.val_split):
-            warnings.append(f"{recipe.val_split} is trained on: validation says that the run goes well, no more")
-    process.gather(None)  # the others wait here for the first one's check, which may take longer than NCCL waits
-    if slow := why_slow(recipe.precision, process.device):
+    run.process.gather(None)  # the others wait here, as the check may take longer than NCCL waits
+    return warnings
+
+
+def warn_of_recipe(run: Run) -> list[str]:
+    """What a recipe does that may surprise."""
+    recipe, warnings = run.recipe, []
+    if recipe.trains_on(recipe.data, recipe.val_split):
+        warnings.append(f"{recipe.val_split} is trained on: validation says that the run goes well, no more")
+    if slow := why_slow(recipe.precision, run.process.device):
         warnings.append(slow)
-    if (warmup := warmup_iterations(recipe, iterations)) < recipe.warmup_iterations:
-        warnings.append(f"The run has {iterations} iterations: a warm-up of {warmup} instead of "
+    if (warmup := warmup_iterations(recipe, run.iterations)) < recipe.warmup_iterations:
+        warnings.append(f"The run has {run.iterations} iterations: a warm-up of {warmup} instead of "
                         f"{recipe.warmup_iterations}")
-    last = min(iterations, math.ceil(stop_epoch * epoch)) if stop_epoch is not None else iterations
+    return warnings
 
-    classes = train_set.classes
-    state.data = fingerprint(train_set)
-    if checkpoint.exists():
-        state.load(checkpoint)
+
+def run_to(last: int, run: Run, warnings: list[str]) -> TrainState:
+    """The loop: trains until an iteration, or until a signal, and validates."""
+    recipe, state, process = run.recipe, run.state, run.process
     model = wrap_model(state, recipe, process)
-    sampler = train_sampler(train_set, recipe, process, state.iteration)
-    batches = train_batches(train_set, sampler, recipe, process.device)
-    log = RunLog(checkpoint.parent, LOG_NAMES, classes.names, state.iteration, iterations, recipe.batch_size,
-                 enabled=process.primary, unvalidated=state.unvalidated)
-
+    sampler = train_sampler(run.train_set, recipe, process, state.iteration)
+    batches = train_batches(run.train_set, sampler, recipe, process.device)
+    log = RunLog(run.folder, LOG_NAMES, run.train_set.classes.names, state.iteration, run.iterations,
+                 recipe.batch_size, enabled=process.primary, unvalidated=state.unvalidated)
     stopped = False
     with StopRequest() as stop, closing(log), closing(batches):
-        log.say(f"{recipe}{len(train_set)} images to train on, {len(val_set)} to validate, iteration {state.iteration}")
-        for line in warnings:
+        for line in (*recipe.summary().splitlines(), *warnings):
             log.say(line)
+        log.say(f"{len(run.train_set)} images to train on, {len(run.val_set)} to validate, iteration "
+                f"{state.iteration} of {run.iterations}")
         if state.unvalidated:  # it ended in there
-            validate(state, val_set, recipe, process, log, checkpoint.parent)
-            if process.primary:
-                state.save(checkpoint)
-            log.resume_clock()
+            validate(run, log)
+            run.save()
+        log.resume_clock()
         while state.iteration < last and not stopped:
             process.seed(recipe.seed, state.iteration)
             losses = forward_backward(
-                model, criterion, islice(batches, recipe.grad_accum), recipe, state.scaler, feature_teacher)
+                model, run.criterion, islice(batches, recipe.grad_accum), recipe, state.scaler, run.feature_teacher)
             grad_norm = clip_gradients(state, recipe)
             means = process.mean(torch.stack([*losses, grad_norm, grad_norm.new_tensor(stop.requested)]))
             *values, stopped = means.tolist()
             if not (math.isfinite(values[0]) and (math.isfinite(values[-1]) or state.scaler.is_enabled())):
-                raise diverged(values, state, train_set, sampler, recipe)
+                raise diverged(values, run, sampler)
             lr = max(group["lr"] for group in state.optimizer.param_groups)
             update_weights(state)
-            log.iteration(state.iteration, state.iteration / epoch, lr, values)
+            log.iteration(state.iteration, state.iteration / run.epoch, lr, values)
 
-            validated = state.iteration % (recipe.validate_every * epoch) < 1 or state.iteration == last
+            validated = state.iteration % (recipe.validate_every * run.epoch) < 1 or state.iteration == last
             if validated:
                 state.unvalidated = True
-                if process.primary:
-                    state.save(checkpoint)
-                validate(state, val_set, recipe, process, log, checkpoint.parent)
-            if process.primary and (validated or stopped or state.iteration % recipe.checkpoint_every == 0):
-                state.save(checkpoint)
+                run.save()
+                validate(run, log)
+            if validated or stopped or state.iteration % recipe.checkpoint_every == 0:
+                run.save()
             log.resume_clock()
-        if state.iteration < iterations:
-            log.say(f"Stopped after iteration {state.iteration} of {iterations}. To go on:\n"
-                    f"bssnet-zoo train --resume {checkpoint.parent}")
+        if state.iteration < run.iterations:
+            log.say(f"Stopped after iteration {state.iteration} of {run.iterations}. To go on:\n"
+                    f"bssnet-zoo train --resume {run.folder}")
     if stopped:
-        raise KeyboardInterrupt(f"{checkpoint} holds iteration {state.iteration}")
+        raise KeyboardInterrupt(f"{run.checkpoint} holds iteration {state.iteration}")
     return state
 
 
@@ -253,15 +318,9 @@ def update_weights(state: TrainState) -> None:
     state.ema.update(state.model, step=state.iteration)
 
 
-def validate(
-        state: TrainState,
-        dataset: SegmentationDataset,
-        recipe: Recipe,
-        process: Process,
-        log: RunLog,
-        folder: Path,
-) -> None:
+def validate(run: Run, log: RunLog) -> None:
     """Evaluates the averaged weights, keeps them if they are the best, and writes what there is to look at."""
+    recipe, process, state, dataset = run.recipe, run.process, run.state, run.val_set
     state.unvalidated = False
     if process.world_size > 1:
         distribute_bn(state.ema.module, process.world_size)
@@ -275,29 +334,25 @@ def validate(
         state.best = result.miou
         height, width = recipe.val_size or recipe.base_size
         save_weights(
-            state.ema.module, folder / "best.safetensors", architecture=recipe.model, **class_metadata(dataset.classes),
-            input_size=json.dumps([height, width]), mean=json.dumps(IMAGENET_DEFAULT_MEAN),
-            std=json.dumps(IMAGENET_DEFAULT_STD), recipe=recipe, iteration=state.iteration, miou=result.miou,
-            split=recipe.val_split, size=recipe.val_size, precision=recipe.precision)
-    save_strip(state.ema.module, dataset, folder / "validation.png", recipe.val_size or "full")
+            state.ema.module, run.folder / "best.safetensors", architecture=recipe.model,
+            **class_metadata(dataset.classes), input_size=json.dumps([height, width]),
+            mean=json.dumps(IMAGENET_DEFAULT_MEAN), std=json.dumps(IMAGENET_DEFAULT_STD), recipe=recipe,
+            iteration=state.iteration, miou=result.miou, split=recipe.val_split, size=recipe.val_size,
+            precision=recipe.precision)
+    save_strip(state.ema.module, dataset, run.folder / "validation.png", recipe.val_size or "full")
     try:
-        save_curve(folder)
+        save_curve(run.folder)
     except RuntimeError as error:
         log.say(str(error))
 
 
-def diverged(
-        values: list[float],
-        state: TrainState,
-        dataset: SegmentationDataset,
-        sampler: TrainSampler,
-        recipe: Recipe,
-) -> RuntimeError:
+def diverged(values: list[float], run: Run, sampler: TrainSampler) -> RuntimeError:
     """The error that names the batch whose loss or gradient is no finite number."""
-    first = state.iteration * recipe.grad_accum
-    indices = [index for i in range(first, first + recipe.grad_accum) for _, index in sampler.batch(i)]
-    files = ", ".join(str(dataset.files[index][0]) for index in indices)
+    grad_accum = run.recipe.grad_accum
+    first = run.state.iteration * grad_accum
+    indices = [index for i in range(first, first + grad_accum) for _, index in sampler.batch(i)]
+    files = ", ".join(str(run.train_set.files[index][0]) for index in indices)
     return RuntimeError(
-        f"loss {values[0]:g}, norm of the gradient {values[-1]:g} in iteration {state.iteration + 1}, with {files}. "
-        "last.pth and best.safetensors are of before. Look at these files, or start a run with a lower --lr, with "
-        "--clip-grad or --precision float32")
+        f"loss {values[0]:g}, norm of the gradient {values[-1]:g} in iteration {run.state.iteration + 1}, with "
+        f"{files}. last.pth and best.safetensors are of before. Look at these files, or start a run with a lower --lr, "
+        "with --clip-grad or --precision float32")

@@ -1,5 +1,5 @@
 """The parts of a training run, made from its recipe."""
-from collections.abc import Generator
+from collections.abc import Generator, Sequence
 from inspect import signature
 from pathlib import Path
 from typing import Any, cast
@@ -20,6 +20,8 @@ from ..distributed import Process, leave_signals_to_parent
 from ..losses.bssnet_loss import BSSNetLoss, OhemCrossEntropyLoss
 from ..models import BSSNet, create_model, list_models
 from ..models.bssnet import as_bssnet
+from ..models.checkpoints import CLASSIFIERS
+from ..models.classes import match_classes, named_classes
 from ..models.widen import widen_
 from .feature_distillation import FeatureStudent
 from .recipes import Recipe
@@ -34,11 +36,16 @@ WIDEN = "widen:"
 
 
 def open_datasets(recipe: Recipe) -> tuple[SegmentationDataset, SegmentationDataset]:
-    """The data sets to train and to validate on, with the recipe's transforms."""
-    augment = TrainTransform(
-        recipe.scale_range, recipe.base_size, recipe.crop_size, gamma=recipe.gamma)
-    train_set = open_dataset(
-        recipe.data, recipe.train_split, augment, seed=recipe.seed, class_mix=recipe.class_mix)
+    """The data sets to train and to validate on, with the recipe's transforms.
+
+    Raises:
+        ValueError: Files or classes that can't be trained on.
+    """
+    augment = TrainTransform(recipe.scale_range, recipe.base_size, recipe.crop_size, gamma=recipe.gamma)
+    train_set = open_dataset(recipe.data, recipe.train_split, augment, seed=recipe.seed, class_mix=recipe.class_mix)
+    if len(train_set.classes.names) == 1:
+        raise ValueError(f"{recipe.data} has one class, which every pixel is: name two, as in classes: [background, "
+                         f"{train_set.classes.names[0]}], with values of their own in the masks")
     if recipe.class_weights is not None and len(recipe.class_weights) != len(train_set.classes.names):
         raise ValueError(f"class_weights are {len(recipe.class_weights)}, classes {len(train_set.classes.names)}: give "
                          "one for each ('bssnet-zoo data' computes them), or --class-weights none")
@@ -55,12 +62,17 @@ def train_sampler(dataset: SegmentationDataset, recipe: Recipe, process: Process
     """This process's share of the batches after an iteration, ``grad_accum`` of them for each iteration to come.
 
     Raises:
-        ValueError: A batch that can't be shared equally.
+        ValueError: A batch that can't be shared equally, or leaves one image a step.
     """
     parts = process.world_size * recipe.grad_accum
+    synced = recipe.sync_bn and process.world_size > 1 and process.device.type == "cuda"
     if recipe.batch_size % parts:
         raise ValueError(f"batch_size={recipe.batch_size} can't be shared by {process.world_size} processes with "
                          f"grad_accum={recipe.grad_accum}: it must be a multiple of {parts}")
+    if recipe.batch_size == parts and not recipe.freeze_bn and not synced:
+        raise ValueError(f"batch_size={recipe.batch_size} is one image a step ({process.world_size} processes, "
+                         f"grad_accum={recipe.grad_accum}), and BatchNorm needs two: give --batch-size {2 * parts}, or "
+                         "--freeze-bn")
     return TrainSampler(
         len(dataset), recipe.batch_size // parts, recipe.seed, process.rank, process.world_size,
         start=iteration * recipe.grad_accum)
@@ -78,36 +90,43 @@ def train_batches(
         worker_init_fn=leave_signals_to_parent,
         generator=torch.Generator())  # without its own, it draws from the one that dropout uses
     for images, labels in loader:
-        yield (images.to(device, memory_format=memory_format(recipe, device), non_blocking=True),
+        yield (images.to(device, memory_format=memory_format(device), non_blocking=True),
                labels.to(device, non_blocking=True))
 
 
-def memory_format(recipe: Recipe, device: torch.device) -> torch.memory_format:
+def memory_format(device: torch.device) -> torch.memory_format:
     """Of convolutions. On mps only the plain one: backward in channels_last is wrong or fails there, and is slow."""
-    last = recipe.channels_last and device.type != "mps"
-    return torch.channels_last if last else torch.contiguous_format
+    return torch.contiguous_format if device.type == "mps" else torch.channels_last
 
 
-def create_student(recipe: Recipe, num_classes: int, process: Process) -> BSSNet:
+def create_student(recipe: Recipe, classes: Sequence[str], process: Process) -> BSSNet:
     """The model to train on its device, with its training heads, initialised as the recipe says.
+
+    Args:
+        recipe: The recipe.
+        classes: Their names, in the order of the data set. Classifiers of weights for other classes are left out.
+        process: This process.
 
     Raises:
         ValueError: ``init`` is neither a tag of the model nor a file, or does not fit.
     """
     torch.manual_seed(recipe.seed)
-    kwargs: dict[str, Any] = {"num_classes": num_classes, "aux_heads": True}
+    kwargs: dict[str, Any] = {"num_classes": len(classes), "aux_heads": True}
     model: nn.Module
     if recipe.init is not None and recipe.init.startswith(WIDEN):
         if recipe.model != "bssnet_b":
             raise ValueError(f"init '{recipe.init}' widens a bssnet_t to a bssnet_b, model is {recipe.model}")
-        narrow = create_model("bssnet_t", checkpoint_path=recipe.init.removeprefix(WIDEN), **kwargs)
-        model = widen_(as_bssnet(create_model("bssnet_b", **kwargs)), as_bssnet(narrow))
+        narrow = as_bssnet(create_model("bssnet_t", checkpoint_path=recipe.init.removeprefix(WIDEN), **kwargs))
+        order_classifiers_(narrow, classes, process)
+        model = widen_(as_bssnet(create_model("bssnet_b", **kwargs)), narrow)
     elif recipe.init is None:
         model = create_model(recipe.model, **kwargs)
     elif f"{recipe.model}.{recipe.init}" in list_models(pretrained=True):
         model = create_model(f"{recipe.model}.{recipe.init}", pretrained=True, **kwargs)
+        order_classifiers_(as_bssnet(model), classes, process)
     elif Path(recipe.init).exists():
         model = create_model(recipe.model, pretrained=True, pretrained_cfg_overlay={"file": recipe.init}, **kwargs)
+        order_classifiers_(as_bssnet(model), classes, process)
     else:
         tags = ", ".join(name.split(".")[1] for name in list_models(pretrained=True) if name.startswith(recipe.model))
         raise ValueError(f"init '{recipe.init}' is neither a file nor a tag of {recipe.model}: its tags are {tags}")
@@ -117,7 +136,28 @@ def create_student(recipe: Recipe, num_classes: int, process: Process) -> BSSNet
         model = convert_sync_batchnorm(model)  # torch's own drops the activations that timm's norms have
     elif recipe.sync_bn and process.world_size > 1 and process.primary:
         print(f"SyncBN does not exist on {process.device.type}: plain BatchNorm, each process with its own statistics")
-    return as_bssnet(model).to(process.device).to(memory_format=memory_format(recipe, process.device)).train()
+    return as_bssnet(model).to(process.device).to(memory_format=memory_format(process.device)).train()
+
+
+@torch.no_grad()
+def order_classifiers_(model: BSSNet, classes: Sequence[str], process: Process) -> None:
+    """Gives classifiers that were trained on the same classes in another order the order of the data set, in place.
+
+    Those that were trained on other classes are made anew; if nobody knows, they stay.
+    """
+    known = named_classes(model)
+    if known is None:
+        return
+    try:
+        order = match_classes(known.names, classes)
+    except ValueError as error:
+        if process.primary:
+            print(f"The classifiers start from random weights: {error}", flush=True)
+        model.reset_classifier(len(classes))
+        return
+    for name in CLASSIFIERS if order else ():
+        for parameter in model.get_submodule(name).parameters():
+            parameter.copy_(parameter[order])
 
 
 class TrainingLoss(nn.Module):

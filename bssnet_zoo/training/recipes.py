@@ -83,7 +83,6 @@ class Recipe:
 
     device: str | None = option(None, "cpu, cuda, cuda:1 or mps; if left out, a GPU if there is one")
     precision: str = option("float32", f"{', '.join(PRECISIONS)}: the latter two are mixed precision")
-    channels_last: bool = option(True, "memory layout of convolutions, the faster one on most machines")
     compile: bool = option(False, "torch.compile the model")
     cache: bool = option(False, "keep decoded images in the memory of each worker")
     workers: int = option(2, "processes that load images; 0 loads in the training process, which is the fastest with "
@@ -98,6 +97,10 @@ class Recipe:
             if not _fits(value, hint):
                 advice = " (YAML takes 1e-3 for a text: write 1.0e-3)" if isinstance(value, str) else ""
                 raise ValueError(f"{name} must be {_words(hint)}, got {value!r}{advice if _fits(0., hint) else ''}")
+        architecture, _, tag = self.model.partition(".")
+        if tag:
+            raise ValueError(f"model is an architecture, got '{self.model}': to start from these weights give --model "
+                             f"{architecture} --init {tag}")
         if (self.epochs > 0) == (self.iterations > 0) or min(self.epochs, self.iterations) < 0:
             raise ValueError("a recipe has either epochs or iterations, 1 or more of them, got "
                              f"epochs={self.epochs} and iterations={self.iterations}")
@@ -148,13 +151,31 @@ class Recipe:
 
     def __str__(self) -> str:
         """The recipe as YAML, as it is saved."""
-        def plain(value: Any) -> Any:
-            if isinstance(value, tuple):
-                return [plain(each) for each in value]
-            return value.item() if hasattr(value, "item") else value  # a number of NumPy
+        return _yaml(asdict(self))
 
-        values = {key: plain(value) for key, value in asdict(self).items()}
-        return yaml.safe_dump(values, sort_keys=False, default_flow_style=None, width=120)
+    def summary(self) -> str:
+        """The one of `RECIPES` that it is nearest to, and what differs, as YAML.
+
+        Example:
+            >>> print(RECIPES["finetune"].with_options(lr=0.01).summary())
+            recipe finetune with
+            lr: 0.01
+        """
+        values = asdict(self)
+        others = {name: {key: values[key] for key, value in asdict(recipe).items() if values[key] != value}
+                  for name, recipe in RECIPES.items()}
+        name = min(others, key=lambda name: len(others[name]))
+        return f"recipe {name} with\n{_yaml(others[name])}".strip() if others[name] else f"recipe {name}"
+
+
+def _yaml(values: dict[str, Any]) -> str:
+    def plain(value: Any) -> Any:
+        if isinstance(value, tuple):
+            return [plain(each) for each in value]
+        return value.item() if hasattr(value, "item") else value  # a number of NumPy
+
+    return yaml.safe_dump({key: plain(value) for key, value in values.items()}, sort_keys=False,
+                          default_flow_style=None, width=120)
 
 
 @cache
@@ -189,9 +210,6 @@ def _words(hint: Any) -> str:
 _CITYSCAPES = Recipe(
     init="pidnet_in1k", data="cityscapes:data/cityscapes", base_size=(1024, 2048), crop_size=(1024, 1024),
     val_size=(1024, 2048), class_weights=CITYSCAPES.class_weights, iterations=120_000, validate_every=10, workers=4)
-_CAMVID = replace(
-    _CITYSCAPES, data="camvid:data/camvid", train_split="trainval", val_split="test", base_size=(720, 960),
-    crop_size=(720, 960), val_size=(720, 960), class_weights=CAMVID.class_weights, iterations=10_000, lr=0.00025)
 _NIGHTCITY = replace(
     _CITYSCAPES, data="nightcity:data/nightcity", base_size=(512, 1024), val_size=(512, 1024), batch_size=16)
 
@@ -200,13 +218,13 @@ _CAMVID_HALF = Recipe(
     lr=0.02, decay_all=False, warmup_iterations=200, ema_decay=0.998, validate_every=5, cache=True, workers=0)
 
 RECIPES: dict[str, Recipe] = {
-    "cityscapes_t": _CITYSCAPES,
-    "cityscapes_b": replace(_CITYSCAPES, model="bssnet_b"),
-    "camvid_t": _CAMVID,
-    "camvid_b": replace(_CAMVID, model="bssnet_b"),
+    "cityscapes": _CITYSCAPES,
+    "camvid": replace(
+        _CITYSCAPES, data="camvid:data/camvid", train_split="trainval", val_split="test", base_size=(720, 960),
+        crop_size=(720, 960), val_size=(720, 960), class_weights=CAMVID.class_weights, iterations=10_000, lr=0.00025),
     "nightcity_t": replace(_NIGHTCITY, crop_size=(512, 1024), class_weights=None),
     "nightcity_b": replace(_NIGHTCITY, model="bssnet_b"),
-    "camvid_480x360": _CAMVID_HALF,
+    "camvid_360x480": _CAMVID_HALF,
     "camvid_720x960": replace(
         _CAMVID_HALF, init="camvid", base_size=(720, 960), scale_range=(0.6, 2.), crop_size=(704, 960),
         val_size=(720, 960), gamma=0.5, class_mix=0.5, epochs=10, lr=0.01),
@@ -215,6 +233,10 @@ RECIPES: dict[str, Recipe] = {
         epochs=50, batch_size=8, opt="sgd", lr=0.005, decay_all=False, warmup_iterations=50, ema_decay=0.998,
         validate_every=5),
 }
+
+
+# fields that went, and the only value that is still computed by
+GONE: dict[str, Any] = {"weighted": True, "channels_last": True}
 
 
 def load_recipe(name: str | os.PathLike) -> Recipe:
@@ -231,11 +253,17 @@ def load_recipe(name: str | os.PathLike) -> Recipe:
         raise ValueError(f"no recipe '{name}': there is {', '.join(RECIPES)}, or give a recipe.yaml") from None
     except UnicodeDecodeError as error:
         raise ValueError(f"{name} is no recipe: {error}") from None
-    return parse_recipe(text, name)
+    return parse_recipe(text, name, strict=True)
 
 
-def parse_recipe(text: str, source: object) -> Recipe:
+def parse_recipe(text: str, source: object, strict: bool = False) -> Recipe:
     """A recipe from its YAML.
+
+    Args:
+        text: The YAML.
+        source: Where it is from, for messages.
+        strict: Refuse fields that this version doesn't have. The note of a checkpoint may be of another version: it
+            says what was trained, and what is unknown in it is passed over.
 
     Raises:
         ValueError: It is none; the message names the source.
@@ -244,10 +272,12 @@ def parse_recipe(text: str, source: object) -> Recipe:
         saved = parse_yaml(text)
         if not isinstance(saved, dict):
             raise ValueError("it has no lines like 'lr: 0.01'")
-        saved.pop("weighted", None)  # an option that went; it stands in the notes of bundled files
-        if unknown := [key for key in saved if key not in _types()]:
-            raise ValueError(f"it has {unknown[0]!r}, which is no field")
-        values: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in saved.items()}
+        unknown = [key for key in saved if key not in _types()]
+        if strict and (refused := [key for key in unknown if key not in GONE or saved[key] != GONE[key]]):
+            raise ValueError(f"it has {refused[0]!r}, which is no field")
+        values: dict[str, Any] = {
+            key: tuple(value) if isinstance(value, list) else value for key, value in saved.items()
+            if key not in unknown}
         return Recipe(**values)
     except ValueError as error:
         raise ValueError(f"{source} is no recipe: {error}") from None

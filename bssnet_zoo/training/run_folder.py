@@ -12,31 +12,25 @@ from ..data.datasets import dataset_classes
 from ..models import BSSNet, open_model
 from ..models.bssnet import as_bssnet
 from ..models.metadata import read_metadata
-from .recipes import Recipe, load_recipe, parse_recipe, save_recipe
+from .recipes import Recipe, load_recipe, parse_recipe
 
-__all__ = ["open_run_folder", "run_recipe", "saved_recipe", "trained_model"]
+__all__ = ["find_checkpoint", "open_run_folder", "run_recipe", "saved_recipe", "trained_model"]
 
-MAY_CHANGE = ("workers", "cache", "device", "compile", "checkpoint_every", "validate_every")
+# paths may change too: the state knows what was in the files, see `TrainState.load`
+MAY_CHANGE = ("workers", "cache", "device", "compile", "checkpoint_every", "validate_every", "data", "more_data",
+              "teacher_labels", "feature_checkpoint")
 
 
-@contextmanager
-def open_run_folder(folder: Path, recipe: Recipe, resume: bool, primary: bool = True) -> Iterator[Path]:
-    """Makes the folder and saves the recipe in it; or, to resume, checks that it is the same recipe.
-
-    As long as it is open, no other process can train in it.
+def find_checkpoint(folder: Path, recipe: Recipe, resume: bool) -> Path:
+    """The checkpoint that a run in a folder writes and goes on from, if it is there already.
 
     Args:
         folder: The run folder.
         recipe: The recipe.
         resume: Go on with the run that is there.
-        primary: This is the process that writes.
-
-    Yields:
-        The checkpoint to go on from, if there is one.
 
     Raises:
-        ValueError: There is a run and ``resume`` isn't set; there is none and it is; another recipe; another process
-            trains there.
+        ValueError: There is a run and ``resume`` isn't set; there is none and it is; another recipe.
     """
     checkpoint = folder / "last.pth"
     if not resume and checkpoint.exists():
@@ -46,16 +40,29 @@ def open_run_folder(folder: Path, recipe: Recipe, resume: bool, primary: bool = 
                          "--output")
     if resume:
         _check_same(folder, recipe)
+    return checkpoint
+
+
+@contextmanager
+def open_run_folder(folder: Path, primary: bool = True) -> Iterator[None]:
+    """Makes the folder. As long as it is open, no other process can train in it.
+
+    Args:
+        folder: The run folder.
+        primary: This is the process that writes.
+
+    Raises:
+        ValueError: Another process trains there.
+    """
     if not primary:
-        yield checkpoint
+        yield
         return
     folder.mkdir(parents=True, exist_ok=True)
     with _locked(folder):
         for name in ("recipe", "last", "best", "validation", "curve"):
             for leftover in folder.glob(f".{name}-????????.*"):  # what a killed run was writing
                 leftover.unlink()
-        save_recipe(recipe, folder / "recipe.yaml")
-        yield checkpoint
+        yield
 
 
 @contextmanager
@@ -63,7 +70,7 @@ def _locked(folder: Path) -> Iterator[None]:
     """Raises ValueError if another process has the folder; the message says which."""
     holder, lock = folder / ".holder", FileLock(folder / ".lock")
     try:
-        lock.acquire(blocking=False)
+        lock.acquire(timeout=0)
     except Timeout:
         who = holder.read_text() if holder.exists() else "another process"
         raise ValueError(f"{folder} is in use by {who}: wait for it to end, or choose another --output") from None
@@ -89,7 +96,7 @@ def run_recipe(checkpoint: str | None) -> Recipe | None:
     if noted := read_metadata(checkpoint).get("recipe"):
         return parse_recipe(noted, checkpoint)
     path = Path(checkpoint).parent / "recipe.yaml"
-    return load_recipe(path) if path.exists() else None
+    return parse_recipe(path.read_text(encoding="utf-8"), path) if path.exists() else None
 
 
 def trained_model(name: str | None = None, checkpoint: str | None = None, data: str | None = None) -> BSSNet:

@@ -1,8 +1,10 @@
 """What a run says while it runs: ``log.csv``, ``val.csv``, TensorBoard, and progress on the terminal."""
+import csv
+import os
 import sys
 import time
-from collections.abc import Sequence
-from contextlib import suppress
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -17,6 +19,16 @@ if TYPE_CHECKING:
 __all__ = ["CsvLog", "RunLog"]
 
 LINE_EVERY = 50
+SCORES = ("miou", "pixel_accuracy", "boundary_f1")
+
+
+@contextmanager
+def named(path: str | os.PathLike) -> Iterator[None]:
+    """A full disk is told with the name of what was written, which the system's error lacks."""
+    try:
+        yield
+    except OSError as error:
+        raise OSError(f"{path} can't be written: {error.strerror or error}") from error
 
 
 class CsvLog:
@@ -29,18 +41,31 @@ class CsvLog:
     """
 
     def __init__(self, path: Path, columns: Sequence[str], keep: int = 0):
+        self.path = path
         lines = path.read_text(encoding="utf-8").splitlines(keepends=True)[1:] if path.exists() else []
         # a run that was killed may leave half a line
         lines = [line for line in lines if line.endswith("\n") and int(line.split(",", 1)[0]) <= keep]
-        with atomic_path(path) as temporary:
-            temporary.write_text(",".join(columns) + "\n" + "".join(lines), encoding="utf-8")
+        with atomic_path(path) as temporary, temporary.open("w", encoding="utf-8", newline="") as file:
+            csv.writer(file, lineterminator="\n").writerow(columns)
+            file.writelines(lines)
         self.file = path.open("a", buffering=1, encoding="utf-8")
 
     def write(self, iteration: int, values: Sequence[float]) -> None:
-        self.file.write(",".join([str(iteration), *(f"{value:.6g}" for value in values)]) + "\n")
+        with named(self.path):
+            self.file.write(",".join([str(iteration), *(f"{value:.6g}" for value in values)]) + "\n")
 
     def close(self) -> None:
-        self.file.close()
+        with named(self.path):
+            self.file.close()
+
+
+def open_board(folder: Path, start: int) -> "Board | None":
+    """TensorBoard's writer, if it is installed, to go on after an iteration."""
+    try:
+        from torch.utils.tensorboard import SummaryWriter
+    except ImportError:
+        return None
+    return SummaryWriter(str(folder), purge_step=start + 1)
 
 
 class RunLog:
@@ -73,13 +98,11 @@ class RunLog:
             return
         self.columns = ["epoch", "lr", *loss_names, "images_per_second", "eta_seconds"]
         self.log = CsvLog(folder / "log.csv", ["iteration", *self.columns], keep=start)
-        names = [name.replace(",", " ") for name in class_names]
-        self.val_columns = ["miou", "pixel_accuracy", "boundary_f1", *names]
+        self.val_columns = [*SCORES, *(
+            f"IoU of {name}" if name in ("iteration", *SCORES) else " ".join(name.split()) for name in class_names)]
         self.val = CsvLog(folder / "val.csv", ["iteration", *self.val_columns], keep=start - unvalidated)
-        self.board: Board | None = None
-        with suppress(ImportError):
-            from torch.utils.tensorboard import SummaryWriter
-            self.board = SummaryWriter(str(folder), purge_step=start + 1)
+        self.folder = folder
+        self.board = open_board(folder, start)
         self.total = total
         self.batch_size = batch_size
         self.miou: float | None = None
@@ -128,8 +151,9 @@ class RunLog:
 
     def _to_board(self, group: str, names: Sequence[str], values: Sequence[float], iteration: int) -> None:
         if self.board is not None:
-            for name, value in zip(names, values, strict=True):
-                self.board.add_scalar(f"{group}/{name}", value, iteration)
+            with named(self.folder):
+                for name, value in zip(names, values, strict=True):
+                    self.board.add_scalar(f"{group}/{name}", value, iteration)
 
     def close(self) -> None:
         if not self.enabled:
@@ -138,4 +162,5 @@ class RunLog:
         self.log.close()
         self.val.close()
         if self.board is not None:
-            self.board.close()
+            with named(self.folder):
+                self.board.close()

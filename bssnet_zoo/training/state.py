@@ -1,6 +1,6 @@
 """What a run needs to go on exactly where it was: ``last.pth``; and what comes out of it: ``best.safetensors``."""
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from io import BytesIO
 
 import torch
@@ -12,7 +12,9 @@ from torch import nn
 from ..files import atomic_path
 from ..models.checkpoints import READ_ERRORS
 
-__all__ = ["TrainState", "save_weights"]
+__all__ = ["TrainState", "save_weights", "shown"]
+
+MEANINGS = ("the classes", "id_map", "feature_checkpoint")  # other than files, these may not be repaired
 
 
 @dataclass
@@ -28,7 +30,7 @@ class TrainState:
         projections: What is trained beside the model and left behind, see `feature_distillation`.
         iteration: Updates done.
         best: Best validation mIoU so far.
-        data: Fingerprint of the files that it was trained on.
+        data: `fingerprint` of what it is trained on.
         unvalidated: It is to be validated in this iteration, and was not yet.
     """
 
@@ -40,7 +42,7 @@ class TrainState:
     projections: nn.ModuleDict | None = None
     iteration: int = 0
     best: float = -1.
-    data: str = ""
+    data: dict[str, str] = field(default_factory=dict)
     unvalidated: bool = False
 
     def save(self, path: str | os.PathLike) -> None:
@@ -63,20 +65,18 @@ class TrainState:
             torch.save(state, buffer)
             temporary.write_bytes(buffer.getbuffer())
 
-    def load(self, path: str | os.PathLike) -> None:
-        """Takes over a saved state.
+    def load(self, path: str | os.PathLike) -> list[str]:
+        """Takes over a saved state. Returns the files whose content has changed since, as after a repair.
 
         Raises:
-            ValueError: A damaged file, the state of another model or optimiser, or of a run on other files.
+            ValueError: A damaged file, the state of another model or optimiser, or of a run on other files or classes.
         """
         try:
             saved = torch.load(path, map_location="cpu", weights_only=True)
         except READ_ERRORS as error:
             raise ValueError(f"{path} is damaged, the run can't go on from it: start another one with --init "
                              "best.safetensors") from error
-        if saved.get("data", self.data) != self.data:
-            raise ValueError(f"{path}: the data set has changed since this run began. To go on from its weights, start "
-                             "a run with --init")
+        changed = _changed(saved.get("data"), self.data, path)
         try:
             for name in ("model", "optimizer", "scheduler", "scaler"):
                 getattr(self, name).load_state_dict(saved[name])
@@ -87,6 +87,24 @@ class TrainState:
             self.unvalidated = saved.get("unvalidated", False)
         except (KeyError, RuntimeError) as error:
             raise ValueError(f"{path} is not a state of this recipe: {str(error).splitlines()[0]}") from error
+        return changed
+
+
+def _changed(before: object, now: dict[str, str], path: str | os.PathLike) -> list[str]:
+    """What has another content than before; ValueError if images came or went, or if labels mean something else."""
+    if not isinstance(before, dict):  # of an earlier version
+        return []
+    other = [f"{key} ('{before.get(key)}' before, '{now.get(key)}' now)" for key in MEANINGS
+             if before.get(key) != now.get(key)]
+    if other := other or sorted(before.keys() ^ now.keys()):
+        raise ValueError(f"{path}: the data set is another one than that of the run, in {shown(other)}. Bring it back, "
+                         "or start a run from these weights with --init")
+    return [key for key in now if before[key] != now[key]]
+
+
+def shown(items: list[str]) -> str:
+    """The first few of them."""
+    return ", ".join(items[:3]) + (f" and {len(items) - 3} more" if len(items) > 3 else "")
 
 
 def save_weights(model: nn.Module, path: str | os.PathLike, **metadata: object) -> None:

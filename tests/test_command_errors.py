@@ -1,6 +1,9 @@
 """What is wrong gives one line, the right exit status, and leaves nothing behind. A new case is a row."""
+import os
 import re
 import shutil
+import signal
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -29,7 +32,6 @@ ROWS = [
     (PREDICT + "--size 0", "got '0'", 2),
     ("export --size 720 --out {out}/m.onnx", "a height and a width are needed, as in 720x960, got '720'", 2),
     ("export --size 16x16 --out {out}/m.onnx", "size must be height and width of 32 or more, got [16, 16]", 2),
-    (TRAIN + "--val-size 16x96", "val_size must be 32 or more high and wide, got (16, 96)", 2),
     (TRAIN + "--crop-size 8x8", "crop_size must be 32 or more high and wide, got (8, 8)", 2),
     (FIXED + "--size 32x32", "takes images of 64x96 only, not --size 32x32", 2),
     (FIXED + "--scales 0.5 1", "leave out --scales and --sliding-window", 2),
@@ -38,7 +40,7 @@ ROWS = [
     (FIXED + "--model bssnet_b", "knows its model: leave out --model", 2),
     (EVAL + "--checkpoint {in}/three.safetensors --save-dir {in}/data/masks/val", "would be overwritten", 2),
     # names and options
-    ("predict --sise 3", "unrecognized arguments: --sise", 2),
+    ("predict --sise 3", "unrecognized arguments: --sise ('bssnet-zoo --help' shows the options)", 2),
     (PREDICT + "--model bssnet_x", "unknown model 'bssnet_x'. Did you mean", 2),
     (PREDICT + "--model bssnet_t.moon", "unknown tag 'moon' of bssnet_t: its weights are camvid, street", 2),
     (PREDICT + "--num-classes 3", "--num-classes needs --checkpoint", 2),
@@ -48,11 +50,6 @@ ROWS = [
     ("export --out {out}/m.txt", "the name of an onnx file must end in .onnx", 2),
     ("publish bssnet_t --org me --dry-run --out {out}", "the name to publish is MODEL.TAG", 2),
     (TRAIN + "--recipe none_such", "no recipe 'none_such'", 2),
-    (TRAIN + "--lr nan", "lr must be finite, got nan", 2),
-    (TRAIN + "--clip-grad 0", "clip_grad must be more than 0", 2),
-    (TRAIN + "--class-weights 1 2", "class_weights are 2, classes 3", 2),
-    (TRAIN + "--init {in}/none.safetensors", "is neither a file nor a tag of bssnet_t", 2),
-    (TRAIN + "--opt none_such", "opt 'none_such' is no optimiser of timm", 2),
     # images
     ("predict {in}/none.png --out {out}", "image not found: {in}/none.png", 1),
     ("predict {in}/text.png --out {out}", "text.png", 1),
@@ -92,16 +89,6 @@ YAMLS = [
     ("ignore_index: yes", "ignore_index is True"),
     ("id_map: &a {0: 0}\nx: *a", "an alias (*name) is not allowed"),
     ("palette: " + 5000 * "[", "it is nested too deep"),
-]
-RECIPES = [
-    ("model: 3", "model must be a text, got 3"),
-    ("lr: 1e-3", "lr must be a number, got '1e-3' (YAML takes 1e-3 for a text: write 1.0e-3)"),
-    ("base_size: [1, 2, 3]", "base_size must be 2 whole numbers, got (1, 2, 3)"),
-    ("class_weights: [a]", "class_weights must be a list of numbers or nothing, got ('a',)"),
-    ("cache: 1", "cache must be true or false, got 1"),
-    ("speed: 3", "it has 'speed', which is no field"),
-    ("- 1", "it has no lines like 'lr: 0.01'"),
-    ("lr: {", "is no recipe: while parsing"),
 ]
 
 
@@ -164,12 +151,6 @@ def test_dataset_yaml(text, message, inputs, tmp_path, capsys):
           capsys)
 
 
-@pytest.mark.parametrize(("text", "message"), RECIPES)
-def test_recipe_yaml(text, message, inputs, tmp_path, capsys):
-    (tmp_path / "recipe.yaml").write_text(f"{text}\n")
-    check(f"train --recipe {tmp_path}/recipe.yaml --output {{out}}", message, 2, inputs, tmp_path / "out", capsys)
-
-
 @pytest.mark.parametrize(("command", "interrupted"), [
     (PREDICT, "bssnet_zoo.inference.predictor.Predictor.segment"),
     (EVAL + "--checkpoint {in}/three.safetensors --save-dir {out}", "bssnet_zoo.metrics.BoundaryF1.update"),
@@ -185,3 +166,27 @@ def test_ctrl_c(command, interrupted, inputs, tmp_path, monkeypatch, capsys):
     assert main(command.replace("{in}", str(inputs)).replace("{out}", str(tmp_path / "out")).split()) == 130
     assert capsys.readouterr().err == "bssnet-zoo: interrupted\n"
     assert not [path for path in tmp_path.rglob("*") if path.is_file()]
+
+
+@pytest.mark.skipif(not hasattr(signal, "SIGHUP"), reason="of Unix")
+def test_a_terminal_that_goes_away(monkeypatch):
+    monkeypatch.setattr("bssnet_zoo.cli.list.model_table", lambda: signal.raise_signal(signal.SIGHUP))
+    before = signal.getsignal(signal.SIGHUP)
+    with pytest.raises(SystemExit) as stop:
+        main(["list"])
+    assert stop.value.code == 128 + signal.SIGHUP and signal.getsignal(signal.SIGHUP) == before
+
+
+def test_a_reader_that_has_gone(monkeypatch):
+    reader, writer = os.pipe()
+    os.close(reader)
+    with open(writer, "w") as out:
+        monkeypatch.setattr(sys, "stdout", out)
+        assert main(["list"]) == 1
+
+
+def test_an_error_nobody_thought_of(monkeypatch, capsys):
+    monkeypatch.setattr("bssnet_zoo.cli.list.model_table", lambda: {}["x"])
+    assert main(["list"]) == 3
+    error = capsys.readouterr().err
+    assert error.startswith("bssnet-zoo: error: KeyError: 'x'. Please report it") and error.count("\n") == 1

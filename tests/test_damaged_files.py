@@ -205,13 +205,6 @@ def test_a_redirected_output_is_written_to(tmp_path):
     assert (tmp_path / "out.txt").read_text() == "what is written" and os.listdir(tmp_path) == ["out.txt"]
 
 
-def test_files_get_the_rights_that_new_ones_get(tmp_path):
-    (tmp_path / "plain").touch()
-    with atomic_path(tmp_path / "ours") as path:
-        path.write_text("")
-    assert (tmp_path / "ours").stat().st_mode == (tmp_path / "plain").stat().st_mode
-
-
 @pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="needs named pipes")
 def test_a_pipe_stays_a_pipe(tmp_path):
     """As /dev/stdout and /dev/null do: they are written to, not replaced by a file."""
