@@ -75,7 +75,7 @@ class TestAModelKnowsItsClasses:
     def test_publish_into_a_folder_of_others(self, best, tmp_path):
         from bssnet_zoo.hub import stage
         shutil.copy(best, tmp_path / "model.safetensors")
-        with pytest.raises(ValueError, match="model.safetensors would be overwritten: choose another folder"):
+        with pytest.raises(ValueError, match="is there and not empty: choose another folder"):
             stage("bssnet_t.mine", "me", tmp_path, checkpoint=tmp_path / "model.safetensors", license="mit")
         assert (tmp_path / "model.safetensors").read_bytes() == best.read_bytes()
 
