@@ -1,7 +1,7 @@
 """BSSNet as a timm-style model zoo: real-time semantic segmentation of road scenes."""
 from .deployment.rewrites import deploy
 from .inference.prediction import Prediction
-from .inference.predictor import Predictor, predict
+from .inference.predictor import Predictor, predict, sample_image
 from .inference.video import write_overlay
 from .layers import LUAFM, PAPPM, UMF
 from .losses import BoundaryLoss, BSSNetLoss, OhemCrossEntropyLoss
@@ -31,5 +31,6 @@ __all__ = [
     "list_models",
     "load_checkpoint",
     "predict",
+    "sample_image",
     "write_overlay",
 ]

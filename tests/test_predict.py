@@ -500,3 +500,13 @@ class TestCommandLine:
         with pytest.raises(SystemExit) as stop:
             runpy.run_module("bssnet_zoo", run_name="__main__")
         assert not stop.value.code and capsys.readouterr().out == f"bssnet-zoo {bssnet_zoo.__version__}\n"
+
+
+def test_sample(tmp_path, capsys, monkeypatch):
+    """It works from anywhere; without any source one line says so."""
+    monkeypatch.chdir(tmp_path)
+    assert main(["predict", "--sample", "--backend", "deploy", "--size", "96"]) == 0
+    with Image.open(tmp_path / "predictions" / "street_labels.png") as labels:
+        assert labels.size == bssnet_zoo.sample_image().size == (480, 360)
+    assert main(["predict"]) == 2
+    assert capsys.readouterr().err.count("say what to segment") == 1

@@ -22,7 +22,7 @@ from ..device import PRECISIONS, keep_freed_memory, why_slow
 from ..models import BSSNet, create_model
 from ..models.bssnet import as_bssnet
 from ..models.summary import count_multiply_adds
-from ..models.weights import ASSETS
+from ..models.weights import STREET
 from .peers import Peer, create_peer
 
 __all__ = ["BACKENDS", "BASELINE", "PEAKS", "Backend", "Settings", "Side", "count", "is_peer", "make_peak", "make_side"]
@@ -115,7 +115,7 @@ class Settings:
     seconds: float = 6.
     rounds: int = 12
     full_size: bool = False
-    calibration: str = str(ASSETS / "street.png")
+    calibration: str = str(STREET)
 
 
 def is_peer(name: str) -> bool:
@@ -138,7 +138,7 @@ def count(name: str, size: Sequence[int]) -> dict[str, int]:
 
 def street(size: Sequence[int]) -> torch.Tensor:
     """The sample image, normalised, (1, 3, H, W): a real image makes real activations."""
-    image = TF.resize(load_image(ASSETS / "street.png"), list(size), antialias=True)
+    image = TF.resize(load_image(STREET), list(size), antialias=True)
     return TF.normalize(image, IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD)[None]
 
 

@@ -22,7 +22,7 @@ from ..inference.runner import BACKENDS
 from ..inference.video import VideoOptions
 from ..inference.video_reader import Clip
 from ..models import open_model
-from ..models.weights import checkpoint_config
+from ..models.weights import STREET, checkpoint_config
 from .options import Verbs, image_size
 
 _logger = logging.getLogger(__name__)
@@ -34,8 +34,9 @@ def add_parser(verbs: Verbs) -> None:
         description="Segments images, videos, streams and folders. Writes NAME_labels.png (a palette PNG, pixel values "
                     "are class ids) and NAME_overlay.png (with a legend) for an image, NAME_overlay.mp4 for a video. "
                     "Exit status 1 if some file could not be read to its end.")
-    parser.add_argument("images", nargs="+", metavar="SOURCE", help="image, video, folder (searched to the bottom), "
+    parser.add_argument("images", nargs="*", metavar="SOURCE", help="image, video, folder (searched to the bottom), "
                         "address of a stream (rtsp://, http://) or camera (/dev/video0)")
+    parser.add_argument("--sample", action="store_true", help="segment the street that comes with the package")
     parser.add_argument("--model", metavar="NAME", help="model or model.tag, see 'bssnet-zoo list' (default: bssnet_t, "
                         "or the one that the checkpoint fits)")
     parser.add_argument("--checkpoint", metavar="FILE", help="weights instead of the pretrained ones, .safetensors or "
@@ -87,6 +88,8 @@ def outputs(overlay: bool, labels: bool | None, labels_by_default: bool) -> tupl
 
 def check_options(args: argparse.Namespace, process: Process) -> None:
     """Raises ValueError or RuntimeError for options that don't go together."""
+    if not args.images and not args.sample:
+        raise ValueError("say what to segment: an image, a video, a folder, a stream, or --sample")
     if args.num_classes is not None and args.checkpoint is None:
         raise ValueError("--num-classes needs --checkpoint: the pretrained weights have the classes they have")
     if args.min_area and not args.json:
@@ -137,8 +140,9 @@ def run(args: argparse.Namespace) -> int:
     try:
         if runner.backend == "openvino":  # which has threads of its own: torch's would spin beside them
             torch.set_num_threads(1)
+        sources = [*args.images, STREET] if args.sample else args.images
         summary = predict_files(
-            predictor, args.images, args.out, overwrite=args.overwrite, skip_existing=args.skip_existing,
+            predictor, sources, args.out, overwrite=args.overwrite, skip_existing=args.skip_existing,
             images=outputs(args.overlay, args.labels, True),
             videos=VideoOptions(clip, args.smooth, outputs(args.overlay, args.labels, False)),
             process=process, on_written=partial(print_line, args.min_area) if args.json else None)

@@ -17,7 +17,7 @@ from ..files import atomic_path
 from ..models import BSSNet
 from ..models.bssnet import MIN_SIZE
 from ..models.classes import class_info, model_name, trained_size
-from ..models.weights import ASSETS
+from ..models.weights import STREET
 from ..version import __version__
 from .exported import ExportedModel, require
 from .formats import FORMATS
@@ -115,7 +115,7 @@ def export_model(
         normalize: bool = False,
         raw: bool = False,
         calibration: str | os.PathLike | Sequence[str | os.PathLike] | None = None,
-        check_image: ImageLike = ASSETS / "street.png",
+        check_image: ImageLike = STREET,
 ) -> ExportReport:
     """Writes a model as one file (for OpenVINO two, .xml and .bin) that runs without this package.
 

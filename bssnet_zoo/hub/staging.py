@@ -25,7 +25,7 @@ from ..models import convert_checkpoint, create_model, list_models
 from ..models.bssnet import as_bssnet
 from ..models.checkpoints import Checkpoint, checkpoint_num_classes, open_checkpoint
 from ..models.metadata import metadata_classes, metadata_config
-from ..models.weights import ASSETS, CONFIG, HUB_FILENAME, WEIGHTS, hub_id
+from ..models.weights import ASSETS, CONFIG, HUB_FILENAME, STREET, WEIGHTS, hub_id
 from ..training.recipes import Recipe, parse_recipe
 from .model_card import Provenance, model_card
 
@@ -235,7 +235,7 @@ def stage(
         save_configs(name, classes, size, provenance.license, work)
         model = as_bssnet(timm.create_model(f"local-dir:{work}", pretrained=True)).eval()
         if image is None:
-            image = ASSETS / "street.png"
+            image = STREET
             provenance = replace(provenance, sample_source="It is a frame of CamVid's test split, for research only.")
         prediction = predict(model, image, size=min(model.pretrained_cfg["input_size"][1:]))
         for file, picture in (("sample.png", prediction.image), ("overlay.png", prediction.overlay())):

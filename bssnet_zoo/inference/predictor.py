@@ -14,13 +14,14 @@ from torchvision.transforms.v2 import functional as TF
 
 from ..data.images import ImageLike, read_image, resize_image
 from ..models.classes import unnamed_classes
+from ..models.weights import STREET
 from .overlap import ahead, newest
 from .prediction import Prediction
 from .resize import finite_logits, largest_class, resize_logits
 from .runner import create_runner
 from .video_reader import Clip, Frame, Video
 
-__all__ = ["Predictor", "predict"]
+__all__ = ["Predictor", "predict", "sample_image"]
 
 _logger = logging.getLogger(__name__)
 
@@ -312,6 +313,17 @@ class Predictor:
                 labels[row:row + strip.shape[2]] = largest_class(strip[0])
                 row += strip.shape[2]
         return Prediction(labels.cpu().numpy(), picture, classes.names, classes.palette, softmax)
+
+
+def sample_image() -> Image.Image:
+    """The street that comes with the package, 480x360: a frame of CamVid's test split, for research only.
+
+    Example:
+        >>> sample_image().size
+        (480, 360)
+    """
+    with Image.open(STREET) as image:
+        return image.convert("RGB")
 
 
 def predict(

@@ -29,6 +29,7 @@ HUB_ORGANIZATION = "bssnet-zoo"
 HUB_FILENAME = "model.safetensors"
 CONFIG = "config.json"
 ASSETS = Path(__file__).parent.parent / "assets"
+STREET = ASSETS / "street.png"  # a frame of CamVid's test split
 SOURCES = ("bundled", "hub")
 
 
