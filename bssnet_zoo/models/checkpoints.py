@@ -184,8 +184,9 @@ def _check_tensor(name: str, tensor: torch.Tensor, source: object) -> None:
     """Raises ValueError for values that no trained network has: they would give wrong answers without a word."""
     is_plain = tensor.layout == torch.strided and not (tensor.is_quantized or tensor.is_meta or tensor.is_nested)
     if not is_plain or tensor.dtype not in FLOATS + INTEGERS:
-        kind = "a nested" if tensor.is_nested else "a meta" if tensor.is_meta else f"a {tensor.layout}, {tensor.dtype}"
-        raise ValueError(f"{source}: {name} is {kind} tensor: save it as a dense one of float32, with its values")
+        kind = "nested" if tensor.is_nested else "meta" if tensor.is_meta else f"{tensor.layout} {tensor.dtype}"
+        raise ValueError(f"{source}: {name} is a tensor of kind {kind.removeprefix('torch.strided ')}: save it as a "
+                         "dense one of float32, with its values")
     if not tensor.isfinite().all():
         raise ValueError(f"{source} is broken: {name} has values that are NaN or infinite")
     if name.endswith("running_var") and (tensor < 0).any():
