@@ -21,7 +21,7 @@ from bssnet_zoo.cli import main
 from bssnet_zoo.data import EvalTransform, open_dataset
 from bssnet_zoo.distributed import Process
 from bssnet_zoo.evaluation import evaluate
-from bssnet_zoo.losses import BSSNetLoss, bssnet
+from bssnet_zoo.losses import BSSNetLoss, bssnet_loss
 from bssnet_zoo.models.weights import ASSETS
 from bssnet_zoo.training import train
 from bssnet_zoo.training.parts import create_student
@@ -102,7 +102,7 @@ def test_losses():
 @pytest.mark.parametrize("index", [0, 131072, 2 ** 20 - 1])
 def test_kth_largest(index):
     values = torch.rand(2 ** 20, generator=torch.Generator().manual_seed(0))
-    assert bssnet.kth_largest(values.to(DEVICE), index).cpu() == values.sort(descending=True).values[index]
+    assert bssnet_loss.kth_largest(values.to(DEVICE), index).cpu() == values.sort(descending=True).values[index]
 
 
 @pytest.mark.parametrize("options", [
