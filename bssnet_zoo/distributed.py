@@ -1,27 +1,56 @@
-"""One process among several, or alone."""
+"""One process among several, or alone; and those that load images for it."""
+import re
 import signal
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from datetime import timedelta
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
 from timm.utils.distributed import init_distributed_device_so, reduce_tensor
+from torch.utils.data import DataLoader
 
 from .device import parse_device
 
-__all__ = ["Process", "end_process", "init_process", "is_initialized", "leave_signals_to_parent"]
+__all__ = ["Process", "end_process", "init_process", "is_initialized", "leave_signals_to_parent", "loading"]
 
+NO_MEMORY = re.compile(r"DataLoader worker \(pid|shared memory|ancdata")  # what torch says of a loader's process
 Value = TypeVar("Value")
 
 
 def leave_signals_to_parent(worker_id: int = 0) -> None:
     """For processes that load images: Ctrl-C, and a SIGTERM to the whole group, are their parent's business.
 
-    They end when it has no more work for them, or is gone.
+    They end when it has no more work for them, or is gone: run them within `loading`.
     """
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
+
+
+@contextmanager
+def loading(loader: DataLoader) -> Iterator[Iterator[Any]]:
+    """The batches of a loader; its processes end with the block, whatever ends it.
+
+    Without it they live as long as the traceback of an error, and Python waits for them when it ends.
+
+    Raises:
+        RuntimeError: A process that loads images has died, as for want of memory; the message says what to do.
+    """
+    batches = iter(loader)
+    try:
+        yield batches
+    except RuntimeError as error:
+        if NO_MEMORY.search(str(error)):
+            raise RuntimeError(
+                "a process that loads images has died, which happens where there is too little memory: give a "
+                "container more shared memory (docker run --shm-size 2g), or load in one process (--workers 0). "
+                f"It said: {str(error).splitlines()[-1]}") from error
+        raise
+    finally:
+        if loader.num_workers:
+            batches._shutdown_workers()  # type: ignore[attr-defined]
 
 
 def is_initialized() -> bool:

@@ -1,4 +1,6 @@
 """Evaluation of a model on a data set."""
+import multiprocessing
+import os
 import re
 from pathlib import Path
 
@@ -12,7 +14,7 @@ from safetensors.torch import save_file
 from torch import nn
 
 import bssnet_zoo
-from bssnet_zoo import cli
+from bssnet_zoo import cli, metrics
 from bssnet_zoo.cli import evaluate as eval_cli
 from bssnet_zoo.data import CAMVID, CITYSCAPES, ClassInfo, EvalTransform, SegmentationDataset, open_dataset
 from bssnet_zoo.evaluation.accuracy import evaluate, multi_scale_probabilities, sliding_window_logits
@@ -182,6 +184,70 @@ def test_saved_for_cityscapes_test_server(tmp_path):
         with Image.open(path) as picture:
             assert (np.asarray(picture) == 26).all()
             assert picture.convert("RGB").getpixel((5, 5)) == CITYSCAPES.palette[13]
+
+
+class Changed(Pixelwise):
+    """A model whose scores are changed afterwards."""
+
+    def __init__(self, change):
+        super().__init__()
+        self.change = change
+
+    def forward(self, images):
+        return self.change(super().forward(images))
+
+
+@pytest.mark.parametrize("options", [{}, {"scales": (0.5, 1.)}, {"sliding_window": (48, 50)}])
+@pytest.mark.parametrize("size", [None, (50,)])
+def test_a_class_may_be_impossible_but_scores_must_be_numbers(folder, options, size):
+    dataset = open_dataset(folder, "val", EvalTransform(size))
+
+    def without_car(value):
+        return lambda scores: torch.where(torch.tensor([False, False, True])[:, None, None], value, scores)
+
+    low, never = (evaluate(Changed(without_car(x)), dataset, workers=0, **options) for x in (-99., -torch.inf))
+    assert never.iou == low.iou and never.iou[2] == 0
+    for broken in (without_car(torch.nan), without_car(torch.inf)):
+        with pytest.raises(RuntimeError, match="val/0.png: the model's scores are no finite numbers in float32"):
+            evaluate(Changed(broken), dataset, workers=0, **options)
+
+
+@pytest.mark.parametrize("names, order, words", [
+    (("sky", "road", "car"), (0, 1, 2), ""),
+    (("Car", "sky", "road"), (2, 0, 1), "classes stand in another order than the data set's: they are matched by name"),
+    (("car", "sky", "tree"), (0, 1, 2), "only the model has tree; only the data set has road. They are compared by"),
+])
+def test_classes_are_matched_by_name(folder, names, order, words, caplog):
+    dataset, model = open_dataset(folder, "val", EvalTransform()), Pixelwise()
+    expected = evaluate(model, dataset, workers=0)
+    model.pretrained_cfg = {"label_names": names}
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.copy_(parameter[list(order)])
+    result = evaluate(model, dataset, workers=0)
+    assert result.iou == expected.iou and result.class_names == expected.class_names
+    assert words in caplog.text and bool(caplog.text) == bool(words)
+
+
+def test_alone_among_several_processes(folder, monkeypatch):
+    """In somebody's own loop one process may evaluate while the others train: it doesn't wait for them."""
+    dataset = open_dataset(folder, "val", EvalTransform())
+    expected = evaluate(Pixelwise(), dataset, workers=0)
+    monkeypatch.setattr(metrics, "is_initialized", lambda: True)
+    monkeypatch.setattr(metrics.dist, "all_reduce", lambda counts: pytest.fail("waits for the other processes"))
+    assert evaluate(Pixelwise(), dataset, workers=0).iou == expected.iou
+
+
+@pytest.mark.parametrize("load, message", [
+    (lambda index: 1 / 0, "division by zero"),
+    (lambda index: os._exit(1), r"has died.*--shm-size 2g\), or load in one process \(--workers 0\)"),
+])
+def test_loading_processes_end_with_an_error(folder, load, message, monkeypatch):
+    dataset = open_dataset(folder, "val", EvalTransform())
+    monkeypatch.setattr(dataset, "load", load)
+    with pytest.raises((RuntimeError, ZeroDivisionError), match=message) as error:
+        evaluate(Pixelwise(), dataset, workers=1)
+    assert error.traceback and not multiprocessing.active_children()
 
 
 @pytest.mark.parametrize("options, message", [

@@ -1,9 +1,10 @@
 """Evaluation: mIoU, pixel accuracy and boundary F1 of a model on a data set, whole-image or with test-time tricks."""
+import logging
 import math
 import os
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -12,15 +13,21 @@ from torch import nn
 from torch.utils.data import DataLoader, Subset
 from tqdm import tqdm
 
+from ..data.classes import ClassInfo
 from ..data.datasets import SegmentationDataset
 from ..device import PRECISIONS
-from ..distributed import Process, leave_signals_to_parent
+from ..distributed import Process, leave_signals_to_parent, loading
 from ..inference.runner import evaluating
 from ..metrics import BoundaryF1, ConfusionMatrix
 from ..models.bssnet import MIN_SIZE
+from ..models.classes import match_classes, named_classes
 from .predictions import PredictionWriter
 
 __all__ = ["Evaluation", "evaluate", "multi_scale_probabilities", "sliding_window_logits"]
+
+_logger = logging.getLogger(__name__)
+
+LOWEST = -1e30  # for -inf, of which a resize makes NaN, as 0 * -inf
 
 
 @dataclass(frozen=True)
@@ -60,6 +67,14 @@ class Evaluation:
         return "\n".join(lines)
 
 
+def _resize(scores: torch.Tensor, size: Sequence[int]) -> torch.Tensor:
+    """Scores (N, C, h, w) as float32 at another size."""
+    scores = scores.float()
+    if scores.shape[-2:] == tuple(size):
+        return scores
+    return F.interpolate(scores.clamp(min=LOWEST), size=size, mode="bilinear", align_corners=True)
+
+
 def _window_starts(size: int, window: int) -> list[int]:
     """Evenly spread starts of windows that cover ``size``, no more than two thirds of a window apart."""
     if size <= window:
@@ -82,9 +97,8 @@ def sliding_window_logits(model: nn.Module, images: torch.Tensor, window: Sequen
     total = images.new_zeros(())
     for top in _window_starts(height, window[0]):
         for left in _window_starts(width, window[1]):
-            logits = model(images[..., top:top + window[0], left:left + window[1]]).float()
-            if logits.shape[-2:] != window:  # an exported file may end at the network's own stride
-                logits = F.interpolate(logits, size=window, mode="bilinear", align_corners=True)
+            # an exported file may end at the network's own stride
+            logits = _resize(model(images[..., top:top + window[0], left:left + window[1]]), window)
             right, bottom = width - left - window[1], height - top - window[0]
             ones = torch.ones_like(logits[:, :1])
             total = total + F.pad(torch.cat([logits, ones], dim=1), (left, right, top, bottom))
@@ -113,35 +127,33 @@ def multi_scale_probabilities(
             scaled_size = [max(MIN_SIZE, round(s * scale)) for s in size]
             scaled = F.interpolate(images, size=scaled_size, mode="bilinear", align_corners=False, antialias=scale < 1)
         for mirrored in (False, True)[:1 + flip]:
-            logits = predict_logits(scaled.flip(-1) if mirrored else scaled).float()
-            logits = F.interpolate(logits, size=size, mode="bilinear", align_corners=True)
+            logits = _resize(predict_logits(scaled.flip(-1) if mirrored else scaled), size)
             total = total + (logits.flip(-1) if mirrored else logits).softmax(1)
     return total / (len(scales) * (1 + flip))
 
 
-def _predictions(
-        model: nn.Module,
-        loader: DataLoader,
-        device: torch.device,
-        precision: torch.dtype,
-        scales: Sequence[float],
-        flip: bool,
-        window: Sequence[int] | bool,
-) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
-    """Label maps (1, H, W) and labels (1, H, W) of each image, at the labels' size."""
-    def predict_logits(images: torch.Tensor) -> torch.Tensor:
-        return sliding_window_logits(model, images, window if window is not True else None) if window else model(images)
+def _class_order(model: nn.Module, classes: ClassInfo) -> list[int] | None:
+    """The model's id for each class of a data set; None where both have the same order, or the model has no names.
 
-    for images, labels in loader:
-        images = images.to(device, memory_format=torch.channels_last, non_blocking=True)
-        with torch.autocast(device.type, precision, enabled=precision != torch.float32):
-            if tuple(scales) == (1.,) and not flip:
-                scores = predict_logits(images).float()
-            else:
-                scores = multi_scale_probabilities(predict_logits, images, scales, flip)
-        if scores.shape[-2:] != labels.shape[-2:]:
-            scores = F.interpolate(scores, size=labels.shape[-2:], mode="bilinear", align_corners=True)
-        yield scores.argmax(1), labels.to(device)
+    Raises:
+        ValueError: They have another number of classes.
+    """
+    num_classes = len(classes.names)
+    if getattr(model, "num_classes", num_classes) != num_classes:
+        raise ValueError(f"the model has {model.num_classes} classes, the data set {num_classes}: give a checkpoint "
+                         "trained on these classes")
+    known = getattr(model, "classes", None)  # of an exported file
+    known = known if isinstance(known, ClassInfo) else named_classes(model)
+    if known is None:
+        return None
+    try:
+        order = match_classes(known.names, classes.names)
+    except ValueError as error:
+        _logger.warning("%s. They are compared by their numbers", error)
+        return None
+    if order is not None:
+        _logger.warning("The model's classes stand in another order than the data set's: they are matched by name")
+    return order
 
 
 @torch.inference_mode()
@@ -161,7 +173,8 @@ def evaluate(
     """Evaluates a model, image by image, at the labels' size, on the device it is on.
 
     Args:
-        model: Gives logits (N, num_classes, H, W) at input size in eval mode; left in the mode it was in.
+        model: Gives logits (N, num_classes, H, W) at input size in eval mode; left in the mode it was in. Classes that
+            its config names otherwise than the data set are matched by name, or a warning says that they can't be.
         dataset: Of `open_dataset`, with an `EvalTransform`: normalised images (3, h, w) and labels (H, W).
         scales: Factors of the image size over which probabilities are averaged.
         flip: Average over the mirrored image too.
@@ -174,7 +187,8 @@ def evaluate(
         progress: Show a progress bar, on a terminal.
 
     Raises:
-        ValueError: A model whose classes aren't the data set's, a scale that is not above 0, too small a window.
+        ValueError: A model with another number of classes, a scale that is not above 0, too small a window.
+        RuntimeError: Scores that are no numbers, an image that can't be read.
 
     Example:
         >>> from bssnet_zoo import create_model
@@ -188,31 +202,43 @@ def evaluate(
         raise ValueError(f"scales must be more than 0, got {min(scales):g}")
     if not isinstance(sliding_window, bool) and min(sliding_window) < MIN_SIZE:
         raise ValueError(f"sliding_window must be {MIN_SIZE} or more high and wide, got {tuple(sliding_window)}")
-    num_classes = len(dataset.classes.names)
-    if getattr(model, "num_classes", num_classes) != num_classes:
-        raise ValueError(f"the model has {model.num_classes} classes, the data set {num_classes}: give a checkpoint "
-                         "trained on these classes")
+    order = _class_order(model, dataset.classes)
     device = next(model.parameters(), torch.empty(0)).device
     process = process or Process(device)
     indices = range(process.rank, len(dataset), process.world_size)
     loader = DataLoader(
         Subset(dataset, indices), batch_size=1, num_workers=workers, worker_init_fn=leave_signals_to_parent)
-    confusion = ConfusionMatrix(num_classes, ignore_index=dataset.ignore_index, device=device)
-    boundary = BoundaryF1(num_classes, ignore_index=dataset.ignore_index, device=device)
+    num_classes = len(dataset.classes.names)
+    confusion = ConfusionMatrix(num_classes, device=device)
+    boundary = BoundaryF1(num_classes, device=device)
     writer = PredictionWriter(dataset, save_dir) if save_dir is not None else None
 
+    def scores(images: torch.Tensor) -> torch.Tensor:
+        if not sliding_window:
+            return model(images)
+        return sliding_window_logits(model, images, None if sliding_window is True else sliding_window)
+
     start = time.perf_counter()
-    predictions = _predictions(model, loader, device, PRECISIONS[precision], scales, flip, sliding_window)
     silent = not (progress and process.primary and sys.stderr.isatty())
-    shown = tqdm(predictions, total=len(indices), unit="image", leave=False, disable=silent)
-    with evaluating(model):
-        for index, (prediction, labels) in zip(indices, shown, strict=True):
-            confusion.update(prediction, labels)
-            boundary.update(prediction, labels)
+    autocast = torch.autocast(device.type, PRECISIONS[precision], enabled=precision != "float32")
+    with evaluating(model), loading(loader) as batches:
+        shown = tqdm(batches, total=len(indices), unit="image", leave=False, disable=silent)
+        for index, (images, labels) in zip(indices, shown, strict=True):
+            images = images.to(device, memory_format=torch.channels_last, non_blocking=True)
+            with autocast:
+                found = (scores(images) if tuple(scales) == (1.,) and not flip
+                         else multi_scale_probabilities(scores, images, scales, flip))
+            best, prediction = _resize(found if order is None else found[:, order], labels.shape[-2:]).max(1)
+            if not best.isfinite().all():
+                raise RuntimeError(f"{dataset.files[index][0]}: the model's scores are no finite numbers in "
+                                   f"{precision}: its weights are damaged, or too large for this precision")
+            for metric in (confusion, boundary):
+                metric.update(prediction, labels)
             if writer is not None:
                 writer.write(index, prediction[0])
-    confusion.reduce()
-    boundary.reduce()
+    if process.world_size > 1:
+        confusion.reduce()
+        boundary.reduce()
     return Evaluation(
         class_names=dataset.classes.names,
         iou=tuple(confusion.iou.tolist()),

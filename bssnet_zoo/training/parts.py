@@ -16,7 +16,7 @@ from torch.utils.data import DataLoader
 from ..data.datasets import SegmentationDataset, add_dataset, add_teacher_labels, open_dataset
 from ..data.sampler import TrainSampler
 from ..data.transforms import EvalTransform, TrainTransform
-from ..distributed import Process, leave_signals_to_parent
+from ..distributed import Process, leave_signals_to_parent, loading
 from ..losses.bssnet_loss import BSSNetLoss, OhemCrossEntropyLoss
 from ..models import BSSNet, create_model, list_models
 from ..models.bssnet import as_bssnet
@@ -89,9 +89,10 @@ def train_batches(
         dataset, batch_sampler=sampler, num_workers=recipe.workers, pin_memory=device.type == "cuda",
         worker_init_fn=leave_signals_to_parent,
         generator=torch.Generator())  # without its own, it draws from the one that dropout uses
-    for images, labels in loader:
-        yield (images.to(device, memory_format=memory_format(device), non_blocking=True),
-               labels.to(device, non_blocking=True))
+    with loading(loader) as batches:
+        for images, labels in batches:
+            yield (images.to(device, memory_format=memory_format(device), non_blocking=True),
+                   labels.to(device, non_blocking=True))
 
 
 def memory_format(device: torch.device) -> torch.memory_format:
