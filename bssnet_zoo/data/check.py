@@ -13,7 +13,7 @@ from .classes import IGNORE_INDEX
 from .datasets import UNKNOWN, UNREADABLE, SegmentationDataset, ranges, read_image, read_label
 from .images import image_size
 
-__all__ = ["FileScan", "check_dataset", "distorted", "fingerprint", "missing_classes"]
+__all__ = ["FileScan", "check_dataset", "data_warnings", "fingerprint"]
 
 SHOWN = 3
 TAIL = 4096
@@ -49,12 +49,13 @@ def _scan_label(dataset: SegmentationDataset, path: Path) -> str:
     return ""
 
 
-def check_dataset(dataset: SegmentationDataset, full: bool = False) -> list[FileScan]:
+def check_dataset(dataset: SegmentationDataset, full: bool = False, labelled: bool = True) -> list[FileScan]:
     """Check that every image has a label, of its size and with allowed values only.
 
     Args:
         dataset: The data set.
         full: Decode the images as well, not just their headers.
+        labelled: Some pixel must have a class; there is none in the masks of a test set whose labels are kept secret.
 
     Returns:
         What was found in each pair of files.
@@ -87,6 +88,8 @@ def check_dataset(dataset: SegmentationDataset, full: bool = False) -> list[File
         _line("teacher's label maps that can't be used", list(filter(None, taught))),
         _mistaken_ids(scans),
     ]
+    if not any(problems) and labelled and not dataset.teacher_labels and not _pixels(dataset, scans)[:UNKNOWN].any():
+        problems.append(f"no pixel has a class: all values in the masks are ignored ({dataset.allowed_values})")
     if any(problems):
         raise ValueError("\n  ".join([f"the data set of {len(dataset)} images has problems:", *filter(None, problems)]))
     return scans
@@ -109,33 +112,28 @@ def fingerprint(dataset: SegmentationDataset) -> dict[str, str]:
     return found
 
 
-def missing_classes(dataset: SegmentationDataset, scans: list[FileScan], split: str) -> list[str]:
-    """A line for each thing that is allowed and hardly meant: a class without a pixel, masks that are ignored whole."""
-    counts = np.stack([scan.counts for scan in scans])
-    pixels = np.bincount(dataset.id_table, counts.sum(0), minlength=256)
-    lines = [f"'{name}' has no pixel in {split}" for i, name in enumerate(dataset.classes.names) if not pixels[i]]
-    if lines and counts[:, IGNORE_INDEX].any() and dataset.id_table[IGNORE_INDEX] == IGNORE_INDEX:
-        lines.append("255 in the masks is ignored; if it is a class, as in masks of 0 and 255, say so in dataset.yaml: "
-                     "id_map: {0: 0, 255: 1}")
+def data_warnings(dataset: SegmentationDataset, scans: list[FileScan], split: str) -> list[str]:
+    """A line for each thing that is allowed and hardly meant: classes without a pixel, masks that are ignored whole,
+    files that aren't read."""
+    pixels = _pixels(dataset, scans)
+    absent = [name for i, name in enumerate(dataset.classes.names) if not pixels[i]]
+    hint = ("255 in the masks is ignored; if it is a class, as in masks of 0 and 255, say so in dataset.yaml: "
+            "id_map: {0: 0, 255: 1}")
     taught = dataset.teacher_labels or [None] * len(scans)
-    ignored = [scan.label_path for scan, row, teacher in zip(scans, counts, taught, strict=True)
-               if teacher is None and not row[dataset.id_table != IGNORE_INDEX].any()]
-    if ignored:
-        lines.append(_line(f"masks in {split} are ignored as a whole", ignored))
-    return lines
+    ignored = [scan.label_path for scan, teacher in zip(scans, taught, strict=True)
+               if teacher is None and not scan.counts[dataset.id_table != IGNORE_INDEX].any()]
+    means_255 = dataset.id_table[IGNORE_INDEX] != IGNORE_INDEX or not any(scan.counts[IGNORE_INDEX] for scan in scans)
+    return list(filter(None, [
+        _line(f"of {len(dataset.classes.names)} classes without a pixel in {split}", absent),
+        hint if absent and not means_255 else "",
+        _line(f"masks in {split} are ignored as a whole", ignored),
+        _line(f"files in {split} are left out, for they are no images of a known kind", dataset.left_out),
+    ]))
 
 
-def distorted(scans: list[FileScan], size: tuple[int, int] | None, split: str) -> list[str]:
-    """A line if images are resized to (height, width) of another shape: by a tenth or more, half of them or more."""
-    if size is None:
-        return []
-    sizes = [scan.image_size for scan in scans]
-    others = [s for s in sizes if s and not 0.9 < (s[0] * size[1]) / (s[1] * size[0]) < 1.1]
-    if 2 * len(others) < len(sizes):
-        return []
-    found = max(others, key=others.count)
-    return [f"images in {split} are {_text(found)} and are validated at {_text(size)}, which distorts them: give the "
-            f"size that the network should see, as in --base-size {_text(found)} --val-size {_text(found)}"]
+def _pixels(dataset: SegmentationDataset, scans: list[FileScan]) -> np.ndarray:
+    """Pixels of each class id, 256 of them."""
+    return np.bincount(dataset.id_table, sum(scan.counts for scan in scans), minlength=256)
 
 
 def _line(problem: str, items: list) -> str:

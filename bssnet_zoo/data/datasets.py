@@ -9,7 +9,6 @@ from typing import Any, Protocol
 
 import numpy as np
 import torch
-from PIL import Image
 from torch import Tensor
 from torch.utils.data import Dataset
 from torchvision import datasets as torchvision_datasets
@@ -19,17 +18,17 @@ from torchvision.transforms.v2 import functional as TF
 from ..files import parse_yaml, visible_files
 from . import transforms
 from .classes import CAMVID, CITYSCAPES, IGNORE_INDEX, ClassInfo, default_palette
+from .images import IMAGE_SUFFIXES, read_values
+from .images import UNREADABLE as PILLOW_ERRORS
 from .images import read_image as read_rgb
 
 __all__ = [
     "SPLITS", "SegmentationDataset", "add_dataset", "add_teacher_labels", "open_dataset", "read_image", "read_label"]
 
 UNKNOWN = 254  # stands in a mapped label for a value that the data set doesn't know
-SPLITS = {"train": ("train",), "val": ("val",), "test": ("test",), "trainval": ("train", "val")}
-IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp")
-
-# what an image or label file may make of its reader
-UNREADABLE = (OSError, RuntimeError, SyntaxError, ValueError, Image.DecompressionBombError)
+PARTS = ("train", "val", "test")
+SPLITS = {**{part: (part,) for part in PARTS}, "trainval": ("train", "val")}
+UNREADABLE = (RuntimeError, *PILLOW_ERRORS)  # what an image or label file may make of its reader
 
 Pair = tuple[Path, Path]
 IdMap = dict[int, int]
@@ -43,21 +42,29 @@ class Transform(Protocol):
 
 @dataclass(frozen=True)
 class Layout:
-    """Where a kind of data set keeps the images and the labels of a split, relative to its root."""
+    """Where a kind of data set keeps the images and the labels of a split, relative to its root.
+
+    What follows ``ending`` in the name of an image isn't in that of its label.
+    """
 
     kind: str
     images: str
     labels: str
+    ending: str = ""
 
     def folders(self, root: Path, split: str) -> tuple[Path, Path]:
         """The folders of the images and of the labels of a split."""
         return root / self.images.format(split=split), root / self.labels.format(split=split)
 
+    def has(self, root: Path, split: str) -> bool:
+        """Whether both folders of a split are there."""
+        return all(folder.is_dir() for folder in self.folders(root, split))
+
 
 LAYOUTS = (
     Layout("camvid", "{split}", "{split}annot"),
     Layout("camvid", "imgs/{split}", "anns/{split}"),
-    Layout("cityscapes", "leftImg8bit/{split}", "gtFine/{split}"),
+    Layout("cityscapes", "leftImg8bit/{split}", "gtFine/{split}", ending="_leftImg8bit"),
     Layout("nightcity", "imgs/{split}", "labels/{split}"),
     Layout("folder", "images/{split}", "masks/{split}"),
 )
@@ -69,26 +76,26 @@ class SegmentationDataset(Dataset[tuple[Tensor, Tensor]]):
 
     ``dataset[index]`` gives ``(image, label)``. Without a transform: the decoded image, uint8 (3, H, W), and the int64
     label map (H, W) with class ids and ``ignore_index``. With one: what ``transform(image, label, rng)`` returns, where
-    the label is uint8 and ``rng`` is a NumPy generator seeded from (seed, epoch, index). So a sample is the same
-    whatever process makes it, and however often that process was restarted. Where ``class_mix`` says so, it is mixed
-    with another one, by `class_mix`, after the transform of both.
+    the label is uint8 and ``rng`` is a NumPy generator, seeded by PyTorch's own. Where ``class_mix`` says so, the
+    sample is mixed with another one, by `class_mix`, after the transform of both.
 
-    The epoch comes from the key, ``dataset[epoch, index]`` (``TrainSampler`` yields such keys), or else from
-    ``set_epoch``, which reaches worker processes that are already running.
+    ``dataset[epoch, index]`` seeds it from (seed, epoch, index), so that a sample is the same whatever process makes
+    it, and however often that process was restarted. ``TrainSampler`` yields such keys.
 
     Args:
         files: Pairs of image and label file. Labels are PNGs: 8-bit grey, palette, or 1-bit.
-        classes: Names and colours of the classes, at most 254.
+        classes: Names and colours of the classes, 2 to 254.
         id_map: Value in the label files -> class id, or 255 to ignore. By default the values are class ids.
             255 itself is ignored unless it is listed; any other value that isn't listed is an error.
         transform: Called as ``transform(image, label, rng)``.
-        seed: Seed of the augmentation.
+        seed: Seed of the augmentation, where the epoch is given.
         unpaired: Label files without an image, for ``check_dataset`` to report.
         class_mix: Probability that a sample is mixed with one drawn at random. It needs a transform to one size.
 
     Attributes:
         names: Split and path of each image below the folder of that split, without the suffix: ``train/seq1/0001``.
             By them `add_dataset` and `add_teacher_labels` match files. By default they are the images' own paths.
+        left_out: Files among the images that are no images of a known kind.
         teacher_labels: For each image the file with a teacher's label map, or None; see `add_teacher_labels`.
         cache: Keeps decoded images and labels in the memory of each process that loads them, once it is a dict.
 
@@ -122,25 +129,20 @@ class SegmentationDataset(Dataset[tuple[Tensor, Tensor]]):
         self.transform = transform
         self.seed = seed
         self.unpaired = list(unpaired)
+        self.left_out: list[Path] = []
         self.class_mix = class_mix
         self.cache: dict[int, tuple[Tensor, Tensor]] | None = None
-        self._epoch = torch.zeros((), dtype=torch.int64).share_memory_()
 
     def __len__(self) -> int:
         return len(self.files)
 
-    def set_epoch(self, epoch: int) -> None:
-        """Set the epoch of the samples that are asked for by index alone. Call it before each pass, as for
-        ``torch.utils.data.DistributedSampler``: otherwise each pass repeats the augmentation of the first."""
-        self._epoch.fill_(epoch)
-
     def __getitem__(self, key: int | tuple[int, int]) -> tuple[Tensor, Tensor]:
-        epoch, index = key if isinstance(key, tuple) else (int(self._epoch), key)
+        epoch, index = key if isinstance(key, tuple) else (None, key)
         index = range(len(self))[index]
         image, label = self.load(index)
         if self.transform is None:
             return image.clone(), label.long()  # the caller's own, not those in the cache
-        rng = np.random.default_rng((self.seed, epoch, index))
+        rng = transforms.torch_seeded() if epoch is None else np.random.default_rng((self.seed, epoch, index))
         sample = self.transform(image, label, rng)
         if self.class_mix and rng.random() < self.class_mix:
             other = self.transform(*self.load(int(rng.integers(len(self)))), rng)
@@ -199,17 +201,17 @@ def open_dataset(
 
     - ``camvid``: the SegNet tutorial's ``train/ trainannot/ val/ valannot/ test/ testannot/``, or ``imgs/{split}
       anns/{split}`` where labels are named like the image or end in ``_L``. 11 classes, 11 is ignored.
-    - ``cityscapes``: ``leftImg8bit/{split}/CITY/*.png gtFine/{split}/CITY/*_labelIds.png``, read through
-      ``torchvision.datasets.Cityscapes``; ids become train ids.
+    - ``cityscapes``: ``leftImg8bit/{split}/CITY/*_leftImg8bit.png gtFine/{split}/CITY/*_gtFine_labelIds.png``; ids
+      become train ids.
     - ``nightcity``: ``imgs/{split} labels/{split}``. Labels named ``*_trainIds.png``, ``*_labelTrainIds.png`` or just
       like the image hold Cityscapes train ids; ``*_labelIds.png`` (the release) hold Cityscapes ids, which are mapped.
-      The first of these that is found in the folder is used, other files are left alone.
+      The first of these that images have is used, other files are left alone.
     - ``folder``: ``images/{split} masks/{split} dataset.yaml``. The latter has ``classes`` (a list of names) and may
       have ``palette`` (a list of [r, g, b]), ``ignore_index`` (a value in the masks, 255 by default) and ``id_map``
       (value in the masks: class id, or 255 to ignore).
 
-    Images are png, jpg or webp files, labels are png files; sub-folders are searched. 255 is ignored everywhere,
-    unless a ``folder``'s ``id_map`` gives it a class.
+    Images are of any kind that ``predict`` takes, labels are PNGs; sub-folders and links are searched. 255 is ignored
+    everywhere, unless a ``folder``'s ``id_map`` gives it a class.
 
     Args:
         spec: ``"kind:DIR"``, or ``"DIR"`` to find out the kind from the folders in it.
@@ -220,6 +222,7 @@ def open_dataset(
 
     Raises:
         ValueError: The split or the layout is unknown, there are no images, or ``dataset.yaml`` is wrong.
+        OSError: A folder can't be read.
 
     Example:
         >>> dataset = open_dataset("folder:data/mine", "train")
@@ -228,13 +231,12 @@ def open_dataset(
     """
     if split not in SPLITS:
         raise ValueError(f"split is {split!r}; give one of {', '.join(SPLITS)}")
-    kind, _, folder = spec.partition(":")
-    root = Path(folder if kind in KINDS else spec).expanduser()
-    layouts = [layout for layout in LAYOUTS if kind not in KINDS or layout.kind == kind]
+    kind, root = split_spec(spec)
+    layouts = [layout for layout in LAYOUTS if kind in (None, layout.kind)]
     parts = [_open_split(root, part, layouts) for part in SPLITS[split]]
     if any(part.id_map != parts[0].id_map for part in parts):
         raise ValueError(f"{root}: the labels of {' and '.join(SPLITS[split])} are named differently; name them alike")
-    return SegmentationDataset(
+    dataset = SegmentationDataset(
         files=[pair for part in parts for pair in part.files],
         classes=parts[0].classes,
         id_map=parts[0].id_map,
@@ -244,6 +246,8 @@ def open_dataset(
         class_mix=class_mix,
         names=[name for part in parts for name in part.names],
     )
+    dataset.left_out = [path for part in parts for path in part.left_out]
+    return dataset
 
 
 def add_dataset(dataset: SegmentationDataset, spec: str, split: str) -> None:
@@ -261,8 +265,7 @@ def add_dataset(dataset: SegmentationDataset, spec: str, split: str) -> None:
         ValueError: Other classes, other values in the labels, a name that may stand for an image in another folder,
             and what ``open_dataset`` refuses.
     """
-    kind, _, folder = spec.partition(":")
-    root = Path(folder if kind in KINDS else spec).expanduser()
+    root = split_spec(spec)[1]
     there = [part for part in SPLITS[split] if any(layout.folders(root, part)[0].is_dir() for layout in LAYOUTS)]
     for part in there or SPLITS[split]:
         other = open_dataset(spec, part)
@@ -276,6 +279,7 @@ def add_dataset(dataset: SegmentationDataset, spec: str, split: str) -> None:
         files.update(added)
         dataset.names, dataset.files = list(files), list(files.values())
         dataset.unpaired += other.unpaired
+        dataset.left_out += other.left_out
 
 
 def add_teacher_labels(dataset: SegmentationDataset, folder: str | os.PathLike) -> None:
@@ -292,7 +296,8 @@ def add_teacher_labels(dataset: SegmentationDataset, folder: str | os.PathLike) 
     Raises:
         ValueError: There is no file for any of the images.
     """
-    found = _by_name(Path(folder).expanduser(), (".png",))
+    folder = Path(folder).expanduser()
+    found = _by_name(folder, visible_files(folder, (".png",)))
     dataset.teacher_labels = [found.get(name) for name in dataset.names]
     if not any(dataset.teacher_labels):
         raise ValueError(f"{folder} has no label map of a teacher for any of the {len(dataset)} images: for "
@@ -308,27 +313,29 @@ def dataset_classes(spec: str) -> ClassInfo:
     Raises:
         ValueError: The kind is unknown, or ``dataset.yaml`` is missing or wrong.
     """
-    kind, _, root = spec.partition(":")
-    if kind not in KINDS:
+    kind, root = split_spec(spec)
+    if kind is None:
         raise ValueError(f"data is {spec!r}; write KIND:DIR with KIND one of {', '.join(KINDS)}")
-    return _meanings(kind, Path(root).expanduser())[0]
+    return _meanings(kind, root)[0]
+
+
+def split_spec(spec: str) -> tuple[str | None, Path]:
+    """The kind, None if there is none, and the folder of ``KIND:DIR``."""
+    kind, _, folder = spec.partition(":")
+    return (kind, Path(folder).expanduser()) if kind in KINDS else (None, Path(spec).expanduser())
 
 
 def with_kind(spec: str) -> str:
     """``KIND:DIR`` for ``DIR``, whose kind is found out from the folders in it; as it is if they don't tell."""
-    if spec.partition(":")[0] in KINDS:
-        return spec
-    root = Path(spec).expanduser()
-    kinds = (layout.kind for layout in LAYOUTS for part in ("train", "val", "test")
-             if all(folder.is_dir() for folder in layout.folders(root, part)))
-    return next((f"{kind}:{spec}" for kind in kinds), spec)
+    kind, root = split_spec(spec)
+    found = (layout.kind for layout in LAYOUTS if any(layout.has(root, part) for part in PARTS))
+    return next((f"{kind}:{spec}" for kind in found), spec) if kind is None else spec
 
 
 def same_data(spec: str, other: str) -> bool:
     """Whether two ``KIND:DIR`` are the same data: of ``folder`` in one place, of a named data set anywhere."""
-    (kind, _, root), (other_kind, _, other_root) = spec.partition(":"), other.partition(":")
-    return kind == other_kind and (
-        kind != "folder" or Path(root).expanduser().resolve() == Path(other_root).expanduser().resolve())
+    (kind, root), (other_kind, other_root) = split_spec(spec), split_spec(other)
+    return kind == other_kind and (kind not in (None, "folder") or root.resolve() == other_root.resolve())
 
 
 def default_split(data: str) -> str:
@@ -337,22 +344,37 @@ def default_split(data: str) -> str:
 
 
 def _open_split(root: Path, split: str, layouts: Sequence[Layout]) -> SegmentationDataset:
-    layout = next((layout for layout in layouts if all(f.is_dir() for f in layout.folders(root, split))), None)
+    layout = next((layout for layout in layouts if layout.has(root, split)), None)
     if layout is None:
+        if not root.is_dir():
+            raise ValueError(f"{root} is not a folder; write KIND:DIR with KIND one of {', '.join(KINDS)}, or DIR")
+        other = next((layout for layout in layouts if any(layout.has(root, part) for part in PARTS)), None)
+        if other is not None:
+            missing = [str(folder) for folder in other.folders(root, split) if not folder.is_dir()]
+            raise ValueError(f"{root} has no split '{split}': there is no {' and no '.join(missing)}")
         looked = ", ".join(f"{layout.images} + {layout.labels} ({layout.kind})" for layout in layouts)
-        raise ValueError(
-            f"{root} {'has no known layout' if root.is_dir() else 'is not a folder'}; "
-            f"looked for {looked.format(split=split)}. Write KIND:DIR with KIND one of {', '.join(KINDS)}, or DIR")
+        raise ValueError(f"{root} has no known layout; looked for {looked.format(split=split)}. Write KIND:DIR with "
+                         f"KIND one of {', '.join(KINDS)}, or DIR")
     classes, id_maps = _meanings(layout.kind, root)
-    images, labels = layout.folders(root, split)
-    if layout.kind == "cityscapes":
-        files, unpaired, suffix = *_cityscapes_pairs(root, split), "_labelIds"
-    else:
-        files, unpaired, suffix = _pairs(images, labels, list(id_maps))
-    if not files:
-        raise ValueError(f"no images ({', '.join(IMAGE_SUFFIXES)}) in {images}")
-    names = [f"{split}/{_name(image, images)}" for image, _ in files]
-    return SegmentationDataset(files, classes, id_maps[suffix], unpaired=unpaired, names=names)
+    image_dir, label_dir = layout.folders(root, split)
+    found = visible_files(image_dir)
+    images = _by_name(image_dir, (path for path in found if path.suffix.lower() in IMAGE_SUFFIXES))
+    if not images:
+        raise ValueError(f"no images ({', '.join(IMAGE_SUFFIXES)}) in {image_dir}")
+    keys = [name.partition(layout.ending)[0] if layout.ending else name for name in images]
+    maps = visible_files(label_dir, IMAGE_SUFFIXES)
+    labels = _by_name(label_dir, (path for path in maps if path.suffix.lower() == ".png"))
+    others = {_name(path, label_dir): path for path in maps}
+    suffix = next((suffix for suffix in id_maps if any(key + suffix in labels for key in keys)), list(id_maps)[-1])
+    # a label that is missing stands in the pairs by the name it should have
+    files = [(image, labels.get(key + suffix) or others.get(key + suffix, label_dir / f"{key}{suffix}.png"))
+             for key, image in zip(keys, images.values(), strict=True)]
+    paired = {label for _, label in files}
+    dataset = SegmentationDataset(
+        files, classes, id_maps[suffix], names=[f"{split}/{name}" for name in images],
+        unpaired=[path for name, path in labels.items() if name.endswith(suffix) and path not in paired])
+    dataset.left_out = [path for path in found if path.suffix.lower() not in IMAGE_SUFFIXES]
+    return dataset
 
 
 def _meanings(kind: str, root: Path) -> tuple[ClassInfo, dict[str, IdMap]]:
@@ -365,28 +387,13 @@ def _meanings(kind: str, root: Path) -> tuple[ClassInfo, dict[str, IdMap]]:
         return CAMVID, {"_L": id_map, "": id_map}
     train_ids = _identity(CITYSCAPES)
     ids = {c.id: c.train_id for c in torchvision_datasets.Cityscapes.classes if c.id >= 0}
+    if kind == "cityscapes":
+        return CITYSCAPES, {"_gtFine_labelIds": ids}
     return CITYSCAPES, {"_trainIds": train_ids, "_labelTrainIds": train_ids, "_labelIds": ids, "": train_ids}
 
 
 def _identity(classes: ClassInfo) -> IdMap:
     return {i: i for i in range(len(classes.names))}
-
-
-def _cityscapes_pairs(root: Path, split: str) -> tuple[list[Pair], list[Path]]:
-    images, labels = root / "leftImg8bit" / split, root / "gtFine" / split
-    files = [(path, labels / path.parent.name / f"{path.name.partition('_leftImg8bit')[0]}_gtFine_labelIds.png")
-             for path in visible_files(images, (".png",))]
-    found = {path for path in visible_files(labels, (".png",)) if path.name.endswith("_labelIds.png")}
-    return files, sorted(found - {label for _, label in files})
-
-
-def _pairs(image_dir: Path, label_dir: Path, suffixes: Sequence[str]) -> tuple[list[Pair], list[Path], str]:
-    """Pair images and labels by name; a label that is missing stands in the pairs by the name it should have."""
-    images, labels = _by_name(image_dir, IMAGE_SUFFIXES), _by_name(label_dir, (".png",))
-    suffix = next((suffix for suffix in suffixes if any(name.endswith(suffix) for name in labels)), suffixes[-1])
-    labels = {name.removesuffix(suffix): path for name, path in labels.items() if name.endswith(suffix)}
-    files = [(path, labels.get(name, label_dir / f"{name}{suffix}.png")) for name, path in images.items()]
-    return files, [path for name, path in labels.items() if name not in images], suffix
 
 
 def _same_ending(names: Iterable[str], others: Container[str]) -> list[tuple[str, str]]:
@@ -400,16 +407,10 @@ def _name(path: Path, folder: Path) -> str:
     return path.relative_to(folder).with_suffix("").as_posix()
 
 
-def _by_name(folder: Path, suffixes: Sequence[str]) -> dict[str, Path]:
-    """Files below a folder by their path in it without the suffix, sorted; hidden files are left out.
-
-    Raises:
-        ValueError: Two files have the same name but for the suffix.
-        OSError: The folder can't be read.
-    """
-    os.scandir(folder).close()  # rglob takes an unreadable folder for an empty one
+def _by_name(folder: Path, files: Iterable[Path]) -> dict[str, Path]:
+    """Files by their path in a folder without the suffix; ValueError if two have the same name but for the suffix."""
     found: dict[str, Path] = {}
-    for path in visible_files(folder, suffixes):
+    for path in files:
         name = _name(path, folder)
         if name in found:
             raise ValueError(f"{found[name]} and {path.name} have the same name: which one belongs to its mask?")
@@ -438,6 +439,13 @@ def _parse(content: Any) -> tuple[ClassInfo, IdMap]:
         raise ValueError(f"{short(odd[0])} among the classes is no name: YAML reads no, yes, on, off and null as "
                          "values; write it in quotes")
     names = tuple(map(str, content.get("classes", ())))
+    for name in names:
+        if not name.strip() or not name.isprintable() or "|" in name:
+            raise ValueError(f"{short(name)} among the classes is no name: it must fit into a table, without | and "
+                             "line breaks")
+    if len(names) == 1:
+        raise ValueError(f"there is one class, {names[0]}: a network chooses between two or more, so name the rest as "
+                         f"well, as in classes: [background, {names[0]}]")
     if twice := sorted({name for name in names if names.count(name) > 1}):
         raise ValueError(f"classes are named twice: {', '.join(twice)}")
     colours = content.get("palette", default_palette(len(names)))
@@ -463,8 +471,8 @@ def _is_byte(value: Any) -> bool:
 
 def _id_table(id_map: IdMap, num_classes: int) -> np.ndarray:
     """The id map as 256 class ids, ``UNKNOWN`` for values that it doesn't list."""
-    if not 0 < num_classes <= UNKNOWN:
-        raise ValueError(f"{num_classes} classes; 1 to {UNKNOWN} are possible")
+    if not 1 < num_classes <= UNKNOWN:
+        raise ValueError(f"{num_classes} classes; 2 to {UNKNOWN} are possible")
     table = np.full(256, UNKNOWN, np.uint8)
     table[IGNORE_INDEX] = IGNORE_INDEX
     for value, class_id in id_map.items():
@@ -483,8 +491,8 @@ def read_image(path: Path) -> Tensor:
     """
     try:
         image = read_rgb(path)
-    except (OSError, ValueError) as error:
-        raise RuntimeError(f"{path}: can't be read ({error})") from error
+    except (OSError, ValueError) as error:  # which name the file
+        raise RuntimeError(str(error)) from error
     return image if image.dtype == torch.uint8 else (255 * image).round().byte()
 
 
@@ -492,16 +500,20 @@ def read_label(path: Path) -> np.ndarray:
     """Decode a label file to its raw values, uint8 (H, W).
 
     Raises:
-        ValueError: The file is a colour image or has more than 8 bits.
+        ValueError: The file is no PNG, has colours, or values above 255.
         RuntimeError: The file can't be decoded.
     """
+    if path.suffix.lower() != ".png":
+        raise ValueError(f"{path}: masks must be PNGs, other formats may change the numbers in them")
     try:
-        with Image.open(path) as label:
-            if label.mode not in ("L", "P", "1"):
-                raise ValueError(f"{path}: a label of mode {label.mode}; 8-bit grey or palette PNGs are needed")
-            return np.asarray(label, dtype=np.uint8)
-    except (OSError, SyntaxError, Image.DecompressionBombError) as error:
+        values = read_values(path)
+    except PILLOW_ERRORS as error:
+        if isinstance(error, ValueError) and str(path) in str(error):
+            raise
         raise RuntimeError(f"{path}: can't be read ({error})") from error
+    if values.max(initial=0) > 255:
+        raise ValueError(f"{path}: a label with the value {values.max()}; 0 to 255 are possible")
+    return values.astype(np.uint8)
 
 
 def ranges(values: Sequence[int]) -> str:

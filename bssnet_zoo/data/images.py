@@ -87,7 +87,8 @@ def read_values(path: str | os.PathLike) -> np.ndarray:
     with _open(path) as file:
         raw = _raw_mode(file)
         if file.mode not in ("1", "L", "P") and not file.mode.startswith("I"):
-            raise ValueError(f"{path}: a label of mode {file.mode}; grey or palette images are needed")
+            raise ValueError(f"{path}: a label of mode {file.mode}, not grey or palette: 'Bring your data' in the "
+                             "documentation makes class numbers of colours")
         values = np.asarray(_upright(file))
     return values.astype(np.uint8) if values.dtype == bool else values // STRETCHED.get(raw, 1)
 

@@ -12,7 +12,7 @@ from torchvision.transforms.v2 import functional as F
 from torchvision.utils import draw_segmentation_masks
 
 from ..files import atomic_path, check_writable
-from .check import check_dataset
+from .check import check_dataset, data_warnings
 from .classes import ClassInfo
 from .datasets import SegmentationDataset, open_dataset
 
@@ -35,6 +35,7 @@ class DataReport:
         images_with_class: Number of images per class that have it.
         class_weights: See ``enet_weights``.
         contact_sheet: The picture that was written, if any.
+        warnings: What is allowed and hardly meant, a line each.
 
     Example:
         >>> report("folder:data/mine", "train").classes.names
@@ -50,6 +51,7 @@ class DataReport:
     images_with_class: tuple[int, ...]
     class_weights: tuple[float, ...]
     contact_sheet: Path | None
+    warnings: tuple[str, ...] = ()
 
     def __str__(self) -> str:
         sizes = ", ".join(f"{height}x{width} ({number})" for (height, width), number in self.image_sizes.items())
@@ -66,6 +68,7 @@ class DataReport:
             *rows,
             "weight: 1 / ln(1.02 + share) (ENet), scaled to a mean of 1",
             *([f"contact sheet: {self.contact_sheet}"] if self.contact_sheet else []),
+            *(f"warning: {line}" for line in self.warnings),
         ])
 
 
@@ -105,6 +108,7 @@ def report(spec: str, split: str, out: str | os.PathLike | None = None, full: bo
         images_with_class=tuple((per_image[:, :num_classes] > 0).sum(0).tolist()),
         class_weights=enet_weights(pixels[:num_classes]),
         contact_sheet=None if out is None else Path(out),
+        warnings=tuple(data_warnings(dataset, scans, split)),
     )
 
 

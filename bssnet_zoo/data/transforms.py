@@ -12,6 +12,7 @@ from torchvision.transforms import InterpolationMode
 from torchvision.transforms.v2 import functional as F
 
 from .classes import IGNORE_INDEX
+from .images import resize_image
 
 __all__ = [
     "EvalTransform", "TrainTransform", "class_mix", "photometric_distortion", "random_crop_window"]
@@ -74,8 +75,7 @@ class TrainTransform:
         Returns:
             The normalised float32 image (3, *crop_size) and the int64 label (*crop_size) or (K, *crop_size).
         """
-        if rng is None:
-            rng = np.random.default_rng(int(torch.randint(2**63 - 1, ())))
+        rng = torch_seeded() if rng is None else rng
         image, label = self._resize(image, label, rng)
         top, left, height, width = random_crop_window(label if label.ndim == 2 else label[0], self.crop_size, rng)
         image = F.crop(image, top, left, height, width)
@@ -122,9 +122,12 @@ class EvalTransform:
 
     def __call__(self, image: Tensor, label: Tensor, rng: np.random.Generator | None = None) -> tuple[Tensor, Tensor]:
         """uint8 (3, H, W) and integers (h, w) -> float32 (3, H, W) or (3, *size), int64 (h, w); ``rng`` isn't used."""
-        if self.size is not None:
-            image = F.resize(image, list(self.size), antialias=True)
-        return _normalize(image.contiguous().float(), self.mean, self.std), label.long()
+        return _normalize(resize_image(image, self.size).contiguous().float(), self.mean, self.std), label.long()
+
+
+def torch_seeded() -> np.random.Generator:
+    """A generator seeded by PyTorch's own, which is another one in each process of a loader and each epoch."""
+    return np.random.default_rng(int(torch.randint(2**63 - 1, ())))
 
 
 def _normalize(image: Tensor, mean: Floats, std: Floats) -> Tensor:

@@ -18,7 +18,7 @@ from timm.utils import distribute_bn
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
-from ..data.check import check_dataset, distorted, fingerprint, missing_classes
+from ..data.check import check_dataset, data_warnings, fingerprint
 from ..data.datasets import SegmentationDataset, with_kind
 from ..data.sampler import TrainSampler
 from ..device import PRECISIONS, keep_freed_memory, why_slow
@@ -26,7 +26,6 @@ from ..distributed import Process, init_process
 from ..evaluation.accuracy import evaluate
 from ..files import sha256
 from ..losses.bssnet_loss import BSSNetLosses
-from ..models.bssnet import MIN_SIZE
 from ..models.metadata import class_metadata
 from .feature_distillation import FeatureTeacher, create_feature_teacher, create_projections, feature_loss
 from .interrupt import StopRequest
@@ -165,6 +164,7 @@ def prepare(recipe: Recipe, process: Process, folder: Path, begun: bool) -> Run:
     train_sampler(train_set, recipe, process, 0)
     iterations = recipe.iterations or math.ceil(recipe.epochs * len(train_set) / recipe.batch_size)
     student = create_student(replace(recipe, init=None) if begun else recipe, train_set.classes.names, process)
+    student.pretrained_cfg.update(train_set.classes.config)  # those of its first weights mean nothing any more
     feature_teacher, projections = create_feature_teacher(recipe), None
     if feature_teacher is not None:
         feature_teacher.to(process.device)
@@ -182,16 +182,9 @@ def check_data(run: Run) -> list[str]:
     recipe, warnings = run.recipe, []
     if run.process.primary:
         for dataset, split in ((run.train_set, recipe.train_split), (run.val_set, recipe.val_split)):
-            scans = check_dataset(dataset, full=True)
-            warnings += missing_classes(dataset, scans, split)
-            taught = dataset is run.train_set and (recipe.teacher_labels or recipe.feature_teacher)
-            if not taught and not any(scan.counts[dataset.id_table != dataset.ignore_index].any() for scan in scans):
-                raise ValueError(f"{recipe.data}: all masks in {split} are ignored as a whole, pixel by pixel")
-        smallest = min(min(scan.image_size) for scan in scans)
-        if recipe.val_size is None and smallest < MIN_SIZE:
-            raise ValueError(f"{recipe.data}, {recipe.val_split}: images must be {MIN_SIZE} pixels high and wide or "
-                             f"more, one has {smallest}: give --val-size")
-        warnings += distorted(scans, recipe.val_size, recipe.val_split)
+            taught = dataset is run.train_set and recipe.feature_teacher is not None
+            scans = check_dataset(dataset, full=True, labelled=not taught)
+            warnings += data_warnings(dataset, scans, split)
     run.process.gather(None)  # the others wait here, as the check may take longer than NCCL waits
     return warnings
 
@@ -339,7 +332,7 @@ def validate(run: Run, log: RunLog) -> None:
             mean=json.dumps(IMAGENET_DEFAULT_MEAN), std=json.dumps(IMAGENET_DEFAULT_STD), recipe=recipe,
             iteration=state.iteration, miou=result.miou, split=recipe.val_split, size=recipe.val_size,
             precision=recipe.precision)
-    save_strip(state.ema.module, dataset, run.folder / "validation.png", recipe.val_size or "full")
+    save_strip(state.ema.module, dataset, run.folder / "validation.png", recipe.shorter_side)
     try:
         save_curve(run.folder)
     except RuntimeError as error:

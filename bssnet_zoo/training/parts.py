@@ -19,7 +19,7 @@ from ..data.transforms import EvalTransform, TrainTransform
 from ..distributed import Process, leave_signals_to_parent, loading
 from ..losses.bssnet_loss import BSSNetLoss, OhemCrossEntropyLoss
 from ..models import BSSNet, create_model, list_models
-from ..models.bssnet import as_bssnet
+from ..models.bssnet import MIN_SIZE, as_bssnet
 from ..models.checkpoints import CLASSIFIERS
 from ..models.classes import match_classes, named_classes
 from ..models.widen import widen_
@@ -41,11 +41,11 @@ def open_datasets(recipe: Recipe) -> tuple[SegmentationDataset, SegmentationData
     Raises:
         ValueError: Files or classes that can't be trained on.
     """
+    if recipe.shorter_side[0] < MIN_SIZE:
+        raise ValueError(f"images of a shorter side of {recipe.shorter_side[0]} are too small to validate on: give "
+                         f"--val-size, {MIN_SIZE} or more high and wide")
     augment = TrainTransform(recipe.scale_range, recipe.base_size, recipe.crop_size, gamma=recipe.gamma)
     train_set = open_dataset(recipe.data, recipe.train_split, augment, seed=recipe.seed, class_mix=recipe.class_mix)
-    if len(train_set.classes.names) == 1:
-        raise ValueError(f"{recipe.data} has one class, which every pixel is: name two, as in classes: [background, "
-                         f"{train_set.classes.names[0]}], with values of their own in the masks")
     if recipe.class_weights is not None and len(recipe.class_weights) != len(train_set.classes.names):
         raise ValueError(f"class_weights are {len(recipe.class_weights)}, classes {len(train_set.classes.names)}: give "
                          "one for each ('bssnet-zoo data' computes them), or --class-weights none")
@@ -55,7 +55,7 @@ def open_datasets(recipe: Recipe) -> tuple[SegmentationDataset, SegmentationData
         add_teacher_labels(train_set, recipe.teacher_labels)
     if recipe.cache:
         train_set.cache = {}
-    return train_set, open_dataset(recipe.data, recipe.val_split, EvalTransform(recipe.val_size))
+    return train_set, open_dataset(recipe.data, recipe.val_split, EvalTransform(recipe.shorter_side))
 
 
 def train_sampler(dataset: SegmentationDataset, recipe: Recipe, process: Process, iteration: int) -> TrainSampler:

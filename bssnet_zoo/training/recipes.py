@@ -52,7 +52,8 @@ class Recipe:
     base_size: tuple[int, int] = option((360, 480), "size to which images are resized, times a random scale")
     scale_range: tuple[float, float] = option((0.5, 2.), "range of the random scale")
     crop_size: tuple[int, int] = option((352, 480), "size of the random crop")
-    val_size: tuple[int, int] | None = option(None, "size of the images in validation; their own if left out")
+    val_size: tuple[int, int] | None = option(
+        None, "size of the images in validation, of which the shorter side counts; base_size if left out")
     gamma: float = option(0., "largest natural logarithm of a random gamma, for other light; 0 leaves it out")
     class_mix: float = option(0., "share of the images that get the pixels of half of the classes of another one")
     class_weights: tuple[float, ...] | None = option(None, "weight of each class in the cross-entropy")
@@ -143,6 +144,11 @@ class Recipe:
         elif options.get("iterations"):
             options = {"epochs": 0, **options}
         return replace(self, **options)
+
+    @property
+    def shorter_side(self) -> tuple[int]:
+        """Of the images in validation; with it the weights are saved, and `Predictor` takes it from there."""
+        return (min(self.val_size or self.base_size),)
 
     def trains_on(self, data: str, split: str) -> bool:
         """Whether images of a data set's split are among those to train on, as far as kind and folder tell."""
