@@ -2,11 +2,12 @@
 import argparse
 import logging
 from collections.abc import Sequence
+from pathlib import Path
 
 import torch
 from torch import nn
 
-from ..data.check import check_dataset
+from ..data.check import check_dataset, data_warnings
 from ..data.datasets import default_split, open_dataset, with_kind
 from ..data.transforms import EvalTransform
 from ..deployment.exported import ExportedModel, is_exported
@@ -35,8 +36,9 @@ def add_parser(verbs: Verbs) -> None:
     parser.add_argument("--data", metavar="KIND:DIR", help="camvid:DIR, cityscapes:DIR, nightcity:DIR or folder:DIR")
     parser.add_argument("--split", metavar="NAME", help="default: the run's, else test for camvid and val for others")
     parser.add_argument("--size", type=image_size, metavar="N", help="what the network sees: the shorter side, "
-                        "height x width as in 720x960, or 'full' for the images' own (default: the run's, else what "
-                        "the weights were made for). Labels are compared at their own size in any case")
+                        "height x width as in 720x960 whatever the shape of an image, or 'full' for its own (default: "
+                        "the run's shorter side, else what the weights were made for). Labels are compared at their "
+                        "own size in any case")
     parser.add_argument("--scales", type=float, nargs="+", default=[1.], metavar="X", help="average over these scales")
     parser.add_argument("--flip", action="store_true", help="average over the mirrored image")
     parser.add_argument("--sliding-window", type=height_and_width, nargs="?", const=True, default=False, metavar="HxW",
@@ -51,6 +53,8 @@ def add_parser(verbs: Verbs) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """``bssnet-zoo eval``: prints the table. Returns the exit status."""
+    if args.checkpoint and not Path(args.checkpoint).is_file():
+        raise FileNotFoundError(f"checkpoint not found: {args.checkpoint}")
     recipe = run_recipe(args.checkpoint)
     data = args.data or (recipe.data if recipe else None)
     if data is None:
@@ -60,26 +64,25 @@ def run(args: argparse.Namespace) -> int:
     exported = None
     if is_exported(args.checkpoint):
         exported = ExportedModel(args.checkpoint, precision=args.precision, trust=args.trust)
-    size = args.size
-    if size is None and not args.sliding_window:
-        size = (exported and exported.size) or (recipe.val_size if recipe else None)
-    model_name = args.model or (recipe.model if recipe else None)
     if exported:
         check_exported(args, exported)
     process = init_process("cpu" if exported else args.device)
     dataset = open_dataset(data, split)
+    model = exported or open_model(args.model or (recipe.model if recipe else None), args.checkpoint)
+    warnings = []
     if process.primary:
-        check_dataset(dataset)
-    slow = why_slow(args.precision, process.device)
-    if slow and process.primary and not exported:
-        _logger.warning(slow)
+        # the labels of a test server's images are kept secret: all of them are ignored
+        warnings = data_warnings(dataset, check_dataset(dataset, labelled=args.save_dir is None), split)
+    if not exported and (slow := why_slow(args.precision, process.device)):
+        warnings.append(slow)
     if recipe and recipe.trains_on(data, split):
-        _logger.warning("%s was trained on %s, and %s is part of it: this is no measure of other images",
-                        args.checkpoint, recipe.train_split, split)
-    model = exported or open_model(
-        model_name, args.checkpoint, len(dataset.classes.names) if args.checkpoint else None)
-    if size is None and not recipe and not args.sliding_window:
-        size = size_made_for(model, args.checkpoint)
+        warnings.append(f"{args.checkpoint} was trained on {recipe.train_split}, and {split} is part of it: this is no "
+                        "measure of other images")
+    for line in warnings if process.primary else ():
+        _logger.warning(line)
+    size = args.size
+    if size is None and not args.sliding_window:
+        size = recipe.shorter_side if recipe else size_made_for(model, args.checkpoint)
     cfg = vars(exported) if exported else getattr(model, "pretrained_cfg", {})
     normalization = {key: cfg[key] for key in ("mean", "std") if cfg.get(key)}
     dataset.transform = EvalTransform(size=None if size == "full" else size, **normalization)
@@ -97,7 +100,7 @@ def run(args: argparse.Namespace) -> int:
 def size_made_for(model: nn.Module, checkpoint: str | None) -> list[int] | None:
     """The shorter side that the weights were made for, as `Predictor` takes it; None if they don't say."""
     if isinstance(model, ExportedModel):
-        return shown_size(model.trained_size)
+        return model.size or shown_size(model.trained_size)
     config = checkpoint_config(checkpoint, num_classes=0) if checkpoint else {}  # of our own weights it has nothing
     return shown_size(config.get("input_size", ())[1:] if config else trained_size(model))
 

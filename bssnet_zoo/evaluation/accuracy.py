@@ -17,6 +17,7 @@ from ..data.classes import ClassInfo
 from ..data.datasets import SegmentationDataset
 from ..device import PRECISIONS
 from ..distributed import Process, leave_signals_to_parent, loading
+from ..inference.resize import finite_logits
 from ..inference.runner import evaluating
 from ..metrics import BoundaryF1, ConfusionMatrix
 from ..models.bssnet import MIN_SIZE
@@ -26,8 +27,6 @@ from .predictions import PredictionWriter
 __all__ = ["Evaluation", "evaluate", "multi_scale_probabilities", "sliding_window_logits"]
 
 _logger = logging.getLogger(__name__)
-
-LOWEST = -1e30  # for -inf, of which a resize makes NaN, as 0 * -inf
 
 
 @dataclass(frozen=True)
@@ -68,11 +67,11 @@ class Evaluation:
 
 
 def _resize(scores: torch.Tensor, size: Sequence[int]) -> torch.Tensor:
-    """Scores (N, C, h, w) as float32 at another size."""
-    scores = scores.float()
+    """Scores (N, C, h, w) as float32 at another size. ValueError if they are NaN or +inf."""
+    scores = finite_logits(scores.float())
     if scores.shape[-2:] == tuple(size):
         return scores
-    return F.interpolate(scores.clamp(min=LOWEST), size=size, mode="bilinear", align_corners=True)
+    return F.interpolate(scores, size=size, mode="bilinear", align_corners=True)
 
 
 def _window_starts(size: int, window: int) -> list[int]:
@@ -187,8 +186,9 @@ def evaluate(
         progress: Show a progress bar, on a terminal.
 
     Raises:
-        ValueError: A model with another number of classes, a scale that is not above 0, too small a window.
-        RuntimeError: Scores that are no numbers, an image that can't be read.
+        ValueError: A model with another number of classes, scores that are NaN or +inf, a scale that is not above 0,
+            too small a window.
+        RuntimeError: An image that can't be read.
 
     Example:
         >>> from bssnet_zoo import create_model
@@ -225,13 +225,14 @@ def evaluate(
         shown = tqdm(batches, total=len(indices), unit="image", leave=False, disable=silent)
         for index, (images, labels) in zip(indices, shown, strict=True):
             images = images.to(device, memory_format=torch.channels_last, non_blocking=True)
-            with autocast:
-                found = (scores(images) if tuple(scales) == (1.,) and not flip
-                         else multi_scale_probabilities(scores, images, scales, flip))
-            best, prediction = _resize(found if order is None else found[:, order], labels.shape[-2:]).max(1)
-            if not best.isfinite().all():
-                raise RuntimeError(f"{dataset.files[index][0]}: the model's scores are no finite numbers in "
-                                   f"{precision}: its weights are damaged, or too large for this precision")
+            try:
+                with autocast:
+                    found = (scores(images) if tuple(scales) == (1.,) and not flip
+                             else multi_scale_probabilities(scores, images, scales, flip))
+                found = _resize(found if order is None else found[:, order], labels.shape[-2:])
+            except ValueError as error:
+                raise ValueError(f"{dataset.files[index][0]}: {error}") from error
+            prediction = found.argmax(1)
             for metric in (confusion, boundary):
                 metric.update(prediction, labels)
             if writer is not None:
