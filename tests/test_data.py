@@ -306,6 +306,13 @@ class TestLabelFiles:
             open_dataset(spec, "train")[1]
 
 
+    def test_16_bit_images_are_scaled(self, tmp_path):
+        spec = make_folder(tmp_path)
+        grey = np.resize(np.arange(0, 65536, 400, dtype=np.uint16), SIZE)
+        Image.fromarray(grey).save(tmp_path / "images/train/a.png")
+        assert (open_dataset(spec, "train")[0][0] - torch.from_numpy(grey / 257)).abs().max() <= 0.5
+
+
 class TestCheck:
     def test_every_problem_in_one_message(self, tmp_path):
         spec = make_folder(tmp_path, names="abcdefgh")

@@ -213,7 +213,7 @@ class TestRun:
         recipe = recipe.with_options(iterations=1)
         train(recipe, tmp_path / "run")
         out = capsys.readouterr().out
-        for line in (recipe.summary(), "'plane' has no pixel in trainval", "val is trained on",
+        for line in (recipe.summary(), "1 of 4 classes without a pixel in trainval: plane", "val is trained on",
                      "a warm-up of 0 instead of 9", "3 images to train on, 1 to validate, iteration 0 of 1\n"):
             assert line in out
 
@@ -416,10 +416,9 @@ class TestResume:
 
 @pytest.mark.parametrize(("options", "message"), [
     ({"data": "x:y"}, "x:y is not a folder"),
-    ({"data": "{one}"}, r"has one class, .* as in classes: \[background, pothole\]"),
-    ({"data": "{unlabelled}"}, "all masks in val are ignored as a whole"),
+    ({"data": "{one}"}, r"one class, pothole: .* as in classes: \[background, pothole\]"),
+    ({"data": "{unlabelled}"}, "no pixel has a class: all values in the masks are ignored"),
     ({"data": "{damaged}"}, "1 files that can't be read: .*0.png"),
-    ({"data": "{low}"}, "images must be 32 pixels high and wide or more, one has 28: give --val-size"),
     ({"class_weights": (1., 2.)}, "class_weights are 2, classes 3"),
     ({"loss_weights": (1., 1.)}, "loss_weights"),
     ({"init": "coco"}, "init 'coco' is neither a file nor a tag of bssnet_t: .*pidnet_in1k"),
@@ -437,11 +436,8 @@ def test_refused_before_a_folder_is_made(quick, tiny_recipe, options, message, t
             (data / "dataset.yaml").write_text("classes: [pothole]")
         elif name[1] == "unlabelled":
             Image.new("L", (96, 64), 255).save(mask)
-        elif name[1] == "damaged":
-            image.write_bytes(image.read_bytes()[:500])
         else:
-            for path in (image, mask):
-                Image.open(path).crop((0, 0, 96, 28)).save(path)
+            image.write_bytes(image.read_bytes()[:500])
     with pytest.raises(ValueError, match=message):
         train(replace(tiny_recipe, **options), tmp_path / "run")
     assert not (tmp_path / "run").exists()

@@ -19,7 +19,7 @@ from ..data.transforms import EvalTransform, TrainTransform
 from ..distributed import Process, leave_signals_to_parent, loading
 from ..losses.bssnet_loss import BSSNetLoss, OhemCrossEntropyLoss
 from ..models import BSSNet, create_model, list_models
-from ..models.bssnet import MIN_SIZE, as_bssnet
+from ..models.bssnet import as_bssnet
 from ..models.checkpoints import CLASSIFIERS
 from ..models.classes import match_classes, named_classes
 from ..models.widen import widen_
@@ -41,9 +41,6 @@ def open_datasets(recipe: Recipe) -> tuple[SegmentationDataset, SegmentationData
     Raises:
         ValueError: Files or classes that can't be trained on.
     """
-    if recipe.shorter_side[0] < MIN_SIZE:
-        raise ValueError(f"images of a shorter side of {recipe.shorter_side[0]} are too small to validate on: give "
-                         f"--val-size, {MIN_SIZE} or more high and wide")
     augment = TrainTransform(recipe.scale_range, recipe.base_size, recipe.crop_size, gamma=recipe.gamma)
     train_set = open_dataset(recipe.data, recipe.train_split, augment, seed=recipe.seed, class_mix=recipe.class_mix)
     if recipe.class_weights is not None and len(recipe.class_weights) != len(train_set.classes.names):
