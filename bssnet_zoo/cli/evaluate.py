@@ -82,7 +82,7 @@ def run(args: argparse.Namespace) -> int:
         _logger.warning(line)
     size = args.size
     if size is None and not args.sliding_window:
-        size = recipe.shorter_side if recipe else size_made_for(model, args.checkpoint)
+        size = recipe.shorter_side if recipe and not exported else size_made_for(model, args.checkpoint)
     cfg = vars(exported) if exported else getattr(model, "pretrained_cfg", {})
     normalization = {key: cfg[key] for key in ("mean", "std") if cfg.get(key)}
     dataset.transform = EvalTransform(size=None if size == "full" else size, **normalization)
