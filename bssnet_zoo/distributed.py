@@ -14,9 +14,11 @@ from torch.utils.data import DataLoader
 
 from .device import parse_device
 
-__all__ = ["Process", "end_process", "init_process", "is_initialized", "leave_signals_to_parent", "loading"]
+__all__ = [
+    "Process", "end_process", "explained", "init_process", "is_initialized", "leave_signals_to_parent", "loading"]
 
 NO_MEMORY = re.compile(r"DataLoader worker \(pid|shared memory|ancdata")  # what torch says of a loader's process
+ADVICE = "give a container more shared memory (docker run --shm-size 2g), or load in one process (--workers 0)"
 Value = TypeVar("Value")
 
 
@@ -40,17 +42,23 @@ def loading(loader: DataLoader) -> Iterator[Iterator[Any]]:
     """
     batches = iter(loader)
     try:
-        yield batches
-    except RuntimeError as error:
-        if NO_MEMORY.search(str(error)):
-            raise RuntimeError(
-                "a process that loads images has died, which happens where there is too little memory: give a "
-                "container more shared memory (docker run --shm-size 2g), or load in one process (--workers 0). "
-                f"It said: {str(error).splitlines()[-1]}") from error
-        raise
+        with explained():
+            yield batches
     finally:
         if loader.num_workers:
             batches._shutdown_workers()  # type: ignore[attr-defined]
+
+
+@contextmanager
+def explained() -> Iterator[None]:
+    """For a block in which others load images: torch raises the error of one that has died wherever the block is."""
+    try:
+        yield
+    except RuntimeError as error:
+        if not NO_MEMORY.search(str(error)) or ADVICE in str(error):
+            raise
+        raise RuntimeError(f"a process that loads images has died, which happens where there is too little memory: "
+                           f"{ADVICE}. It said: {str(error).splitlines()[-1]}") from error
 
 
 def is_initialized() -> bool:

@@ -17,6 +17,7 @@ import bssnet_zoo
 from bssnet_zoo import cli, metrics
 from bssnet_zoo.cli import evaluate as eval_cli
 from bssnet_zoo.data import CAMVID, CITYSCAPES, ClassInfo, EvalTransform, SegmentationDataset, open_dataset
+from bssnet_zoo.distributed import explained
 from bssnet_zoo.evaluation.accuracy import evaluate, multi_scale_probabilities, sliding_window_logits
 from bssnet_zoo.models import WEIGHTS
 from bssnet_zoo.models.metadata import class_metadata
@@ -248,6 +249,13 @@ def test_loading_processes_end_with_an_error(folder, load, message, monkeypatch)
     with pytest.raises((RuntimeError, ZeroDivisionError), match=message) as error:
         evaluate(Pixelwise(), dataset, workers=1)
     assert error.traceback and not multiprocessing.active_children()
+
+
+def test_the_death_of_a_loading_process_is_explained_once():
+    with pytest.raises(RuntimeError, match="It said: DataLoader worker .*: Bus error") as error:
+        with explained(), explained():
+            raise RuntimeError("DataLoader worker (pid 3) is killed by signal: Bus error.")
+    assert str(error.value).count("--shm-size") == 1
 
 
 @pytest.mark.parametrize("options, message", [

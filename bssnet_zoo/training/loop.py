@@ -22,7 +22,7 @@ from ..data.check import check_dataset, data_warnings, fingerprint
 from ..data.datasets import SegmentationDataset, with_kind
 from ..data.sampler import TrainSampler
 from ..device import PRECISIONS, keep_freed_memory, why_slow
-from ..distributed import Process, init_process
+from ..distributed import Process, explained, init_process
 from ..evaluation.accuracy import evaluate
 from ..files import sha256
 from ..losses.bssnet_loss import BSSNetLosses
@@ -211,7 +211,7 @@ def run_to(last: int, run: Run, warnings: list[str]) -> TrainState:
     log = RunLog(run.folder, LOG_NAMES, run.train_set.classes.names, state.iteration, run.iterations,
                  recipe.batch_size, enabled=process.primary, unvalidated=state.unvalidated)
     stopped = False
-    with StopRequest() as stop, closing(log), closing(batches):
+    with StopRequest() as stop, closing(log), explained(), closing(batches):
         for line in (*recipe.summary().splitlines(), *warnings):
             log.say(line)
         log.say(f"{len(run.train_set)} images to train on, {len(run.val_set)} to validate, iteration "
