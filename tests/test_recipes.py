@@ -34,7 +34,7 @@ TEACHER = {"teacher_labels": "{root}/teacher"}
 FEATURES = {"feature_teacher": "resnet10t", "feature_checkpoint": "{root}/encoder.pth"}
 FIELDS: dict[str, tuple] = {
     "model": ("bssnet_b", "network"),
-    "init": ("{root}/init.pth", "start"),
+    "init": ("{root}/bssnet_t.pth", "start"),
     "data": ("folder:{root}/other", "train files", "val files"),
     "more_data": (("folder:{root}/other",), "train files"),
     "teacher_labels": ("{root}/teacher", "teacher"),
@@ -51,7 +51,7 @@ FIELDS: dict[str, tuple] = {
     "loss_weights": ((2., 3., 4., 5., 6., 7.), "seg", "seg_border", "border", "spatial", "aux3", "aux4"),
     "epochs": (2, "rates", {"iterations": 0}),
     "iterations": (4, "rates", {"epochs": 0}),
-    "batch_size": (4, "steps", "order"),
+    "batch_size": (4, "steps", "order", "validations"),
     "grad_accum": (2, "steps", "order", {"batch_size": 4}),
     "opt": ("adamw", "weights"),
     "lr": (0.02, "rates"),
@@ -90,8 +90,9 @@ def root(tmp_path_factory) -> Path:
             shutil.copytree(root / name / kind / "val", root / name / kind / "test")
     shutil.copytree(root / "data" / "masks" / "train", root / "teacher" / "train")
     torch.manual_seed(1)
-    model = bssnet_zoo.create_model("bssnet_t", dim=8, num_classes=3, aux_heads=True)
-    torch.save(model.state_dict(), root / "init.pth")
+    for name in ("bssnet_t", "bssnet_b"):
+        model = bssnet_zoo.create_model(name, dim=8, num_classes=3, aux_heads=True)
+        torch.save(model.state_dict(), root / f"{name}.pth")
     for name in ("encoder", "encoder2"):
         torch.save(timm.create_model("resnet10t").state_dict(), root / f"{name}.pth")
     return root
@@ -212,6 +213,11 @@ def test_field(field, root, traced):
     after = traced({**given, field: placed(value)})
     assert [name for name in changes if same(before[name], after[name])] == []
     assert same(before["weights"], after["weights"]) == (field in NEUTRAL)
+
+
+def test_a_file_for_b(root, traced):
+    start = traced({"model": "bssnet_b", "init": f"{root}/bssnet_b.pth"})["start"]
+    assert same(start["stem.0.conv.weight"], torch.load(root / "bssnet_b.pth")["stem.0.conv.weight"])
 
 
 def test_more_data_of_the_same_split(root, traced):
