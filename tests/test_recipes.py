@@ -334,7 +334,7 @@ class TestTable:
     def test_summary(self):
         assert RECIPES["camvid"].summary() == "recipe camvid"
         recipe = RECIPES["nightcity_b"].with_options(epochs=3, crop_size=(64, 96))
-        assert recipe.summary() == "recipe nightcity_b with\ncrop_size: [64, 96]\nepochs: 3\niterations: 0"
+        assert recipe.summary() == "recipe nightcity_b with crop_size=(64, 96), epochs=3, iterations=0"
 
 
 def test_every_field_is_an_option():
