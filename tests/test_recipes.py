@@ -215,6 +215,10 @@ def test_field(field, root, traced):
     assert same(before["weights"], after["weights"]) == (field in NEUTRAL)
 
 
+def test_accumulation(traced):
+    assert [shape[0] for shape in traced({"batch_size": 4, "grad_accum": 2})["steps"]] == 6 * [2]
+
+
 def test_a_file_for_b(root, traced):
     start = traced({"model": "bssnet_b", "init": f"{root}/bssnet_b.pth"})["start"]
     assert same(start["stem.0.conv.weight"], torch.load(root / "bssnet_b.pth")["stem.0.conv.weight"])
