@@ -34,7 +34,7 @@ TEACHER = {"teacher_labels": "{root}/teacher"}
 FEATURES = {"feature_teacher": "resnet10t", "feature_checkpoint": "{root}/encoder.pth"}
 FIELDS: dict[str, tuple] = {
     "model": ("bssnet_b", "network"),
-    "init": ("{root}/init.pth", "start"),
+    "init": ("{root}/bssnet_t.pth", "start"),
     "data": ("folder:{root}/other", "train files", "val files"),
     "more_data": (("folder:{root}/other",), "train files"),
     "teacher_labels": ("{root}/teacher", "teacher"),
@@ -51,7 +51,7 @@ FIELDS: dict[str, tuple] = {
     "loss_weights": ((2., 3., 4., 5., 6., 7.), "seg", "seg_border", "border", "spatial", "aux3", "aux4"),
     "epochs": (2, "rates", {"iterations": 0}),
     "iterations": (4, "rates", {"epochs": 0}),
-    "batch_size": (4, "steps", "order"),
+    "batch_size": (4, "steps", "order", "validations"),
     "grad_accum": (2, "steps", "order", {"batch_size": 4}),
     "opt": ("adamw", "weights"),
     "lr": (0.02, "rates"),
@@ -90,8 +90,9 @@ def root(tmp_path_factory) -> Path:
             shutil.copytree(root / name / kind / "val", root / name / kind / "test")
     shutil.copytree(root / "data" / "masks" / "train", root / "teacher" / "train")
     torch.manual_seed(1)
-    model = bssnet_zoo.create_model("bssnet_t", dim=8, num_classes=3, aux_heads=True)
-    torch.save(model.state_dict(), root / "init.pth")
+    for name in ("bssnet_t", "bssnet_b"):
+        model = bssnet_zoo.create_model(name, dim=8, num_classes=3, aux_heads=True)
+        torch.save(model.state_dict(), root / f"{name}.pth")
     for name in ("encoder", "encoder2"):
         torch.save(timm.create_model("resnet10t").state_dict(), root / f"{name}.pth")
     return root
@@ -214,6 +215,15 @@ def test_field(field, root, traced):
     assert same(before["weights"], after["weights"]) == (field in NEUTRAL)
 
 
+def test_accumulation(traced):
+    assert [shape[0] for shape in traced({"batch_size": 4, "grad_accum": 2})["steps"]] == 6 * [2]
+
+
+def test_a_file_for_b(root, traced):
+    start = traced({"model": "bssnet_b", "init": f"{root}/bssnet_b.pth"})["start"]
+    assert same(start["stem.0.conv.weight"], torch.load(root / "bssnet_b.pth")["stem.0.conv.weight"])
+
+
 def test_more_data_of_the_same_split(root, traced):
     files = traced({"more_data": (f"folder:{root}/other",), "train_split": "trainval"})["train files"]
     assert {f"{root}/other/images/{name}.png" for name in ("train/4", "val/0", "val/1")} <= set(files)
@@ -328,7 +338,7 @@ class TestTable:
     def test_summary(self):
         assert RECIPES["camvid"].summary() == "recipe camvid"
         recipe = RECIPES["nightcity_b"].with_options(epochs=3, crop_size=(64, 96))
-        assert recipe.summary() == "recipe nightcity_b with\ncrop_size: [64, 96]\nepochs: 3\niterations: 0"
+        assert recipe.summary() == "recipe nightcity_b with crop_size=(64, 96), epochs=3, iterations=0"
 
 
 def test_every_field_is_an_option():

@@ -118,11 +118,10 @@ class TestInit:
         assert model.training and model.num_classes == 3
         assert torch.equal(model.border_head.classifier.weight, bundled.border_head.classifier.weight)
 
-    @pytest.mark.parametrize(("name", "pidnet"), [("bssnet_t", "pidnet_s"), ("bssnet_b", "pidnet_m")])
-    def test_pidnet_file(self, tiny_recipe, tmp_path, name, pidnet):
-        torch.save(filled(pidnet), tmp_path / "pidnet.pth")
-        model = create_student(replace(tiny_recipe, model=name, init=str(tmp_path / "pidnet.pth")), CLASSES, CPU)
-        assert torch.equal(model.stem[0].conv.weight, filled(pidnet)["conv1.0.weight"])
+    def test_pidnet_file(self, tiny_recipe, tmp_path):
+        torch.save(filled("pidnet_s"), tmp_path / "pidnet.pth")
+        model = create_student(replace(tiny_recipe, init=str(tmp_path / "pidnet.pth")), CLASSES, CPU)
+        assert torch.equal(model.stem[0].conv.weight, filled("pidnet_s")["conv1.0.weight"])
 
     @pytest.mark.parametrize(("classes", "order"), [
         (("sky", "road", "car"), [0, 1, 2]), (("Car", "sky", "road"), [2, 0, 1]), (("sky", "road", "tram"), None)])
@@ -237,6 +236,13 @@ class TestRun:
 
 
 class TestResume:
+    @pytest.fixture
+    def begun(self, quick, tiny_recipe, tmp_path):
+        """The recipe of a run in ``run`` on data in ``data`` that ended after the first of two iterations."""
+        recipe = replace(tiny_recipe, data=write_folder(tmp_path / "data", train=4, val=1), validate_every=1)
+        train(recipe, tmp_path / "run", stop_epoch=1)
+        return recipe
+
     @pytest.mark.slow
     def test_after_kill(self, finished, tiny_recipe, tmp_path):
         """Killed in the middle and resumed, with other workers each time, is the same as straight on, to the bit."""
@@ -274,25 +280,26 @@ class TestResume:
         train(replace(tiny_recipe, batch_size=3, epochs=3, validate_every=1, crop_size=(32, 32), lr=1e-4), tmp_path)
         assert [int(row["iteration"]) for row in rows(tmp_path / "val.csv")] == [6, 11, 16]
 
-    def test_stop_epoch(self, finished, tiny_recipe, tmp_path, capsys):
-        assert train(tiny_recipe, tmp_path, stop_epoch=1).iteration == 4
-        assert f"bssnet-zoo train --resume {tmp_path}" in capsys.readouterr().out
-        state = train(tiny_recipe, tmp_path, resume=True)
-        assert_equal(dict(state.model.state_dict()), dict(finished[1].model.state_dict()))
+    def test_stop_epoch(self, begun, tmp_path, capsys):
+        """What is resumed is the same as straight on, to the bit."""
+        state = train(begun, tmp_path / "run", resume=True, stop_epoch=1)
+        assert state.iteration == 1 and f"bssnet-zoo train --resume {tmp_path}/run" in capsys.readouterr().out
+        train(begun, tmp_path / "run", resume=True)
+        train(begun, tmp_path / "straight")
+        assert_equal(*(torch.load(tmp_path / name / "last.pth", weights_only=True) for name in ("run", "straight")))
         with pytest.raises(ValueError, match="stop_epoch must be 1 or more, got 0"):
-            train(tiny_recipe, tmp_path / "other", stop_epoch=0)
+            train(begun, tmp_path / "other", stop_epoch=0)
 
     def test_before_the_first_checkpoint(self, quick, tiny_recipe, tmp_path):
         save_recipe(tiny_recipe.with_options(iterations=1), tmp_path / "recipe.yaml")
         assert train(tiny_recipe.with_options(iterations=1), tmp_path, resume=True).iteration == 1
 
-    def test_without_the_file_it_began_with(self, finished, tiny_recipe, tmp_path):
+    def test_without_the_file_it_began_with(self, begun, tmp_path):
         """All weights are in last.pth."""
-        init = shutil.copy(finished[0] / "best.safetensors", tmp_path / "init.safetensors")
-        recipe = replace(tiny_recipe, init=str(init))
-        train(recipe, tmp_path / "run", stop_epoch=1)
-        Path(init).unlink()
-        assert train(recipe, tmp_path / "run", resume=True).iteration == 8
+        recipe = replace(begun, init=str(tmp_path / "run" / "best.safetensors"))
+        train(recipe, tmp_path / "second", stop_epoch=1)
+        shutil.rmtree(tmp_path / "run")
+        assert train(recipe, tmp_path / "second", resume=True).iteration == 2
 
     @pytest.mark.slow
     @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
@@ -313,18 +320,18 @@ class TestResume:
         saved = torch.load(tmp_path / "run" / "last.pth", weights_only=True)
         assert saved["iteration"] == len(rows(log)) >= 2
 
-    def test_ends_in_its_first_validation(self, narrow, tiny_recipe, tmp_path, monkeypatch):
+    def test_ends_in_its_first_validation(self, begun, tmp_path, monkeypatch):
         """It goes on with that validation."""
-        recipe = replace(tiny_recipe, checkpoint_every=1000)
-        train(recipe, tmp_path / "straight")
         with monkeypatch.context() as patch:
             patch.setattr(loop, "save_strip", lambda *args: 1 / 0)
             with pytest.raises(ZeroDivisionError):
-                train(recipe, tmp_path / "broken")
-        assert rows(tmp_path / "broken" / "val.csv") and (tmp_path / "broken" / "best.safetensors").exists()
-        train(recipe, tmp_path / "broken", resume=True)
-        assert rows(tmp_path / "broken" / "val.csv") == rows(tmp_path / "straight" / "val.csv")
-        assert_equal(*(torch.load(tmp_path / name / "last.pth", weights_only=True) for name in ("straight", "broken")))
+                train(begun, tmp_path / "run", resume=True)
+        assert rows(tmp_path / "run" / "val.csv") and (tmp_path / "run" / "best.safetensors").exists()
+        train(begun, tmp_path / "run", resume=True)
+        train(begun, tmp_path / "straight", stop_epoch=1)
+        train(begun, tmp_path / "straight", resume=True)
+        assert rows(tmp_path / "run" / "val.csv") == rows(tmp_path / "straight" / "val.csv")
+        assert_equal(*(torch.load(tmp_path / name / "last.pth", weights_only=True) for name in ("run", "straight")))
 
     def test_a_finished_run(self, finished, tiny_recipe, capsys):
         before = {path: path.read_bytes() for path in finished[0].iterdir()}
@@ -356,13 +363,6 @@ class TestResume:
         with pytest.raises(ValueError, match=f"the data set is another one than that of the run, in {message}"):
             train(begun, tmp_path / "run", resume=True)
         assert {path: path.read_bytes() for path in (tmp_path / "run").glob("*.*")} == before
-
-    @pytest.fixture
-    def begun(self, quick, tiny_recipe, tmp_path):
-        """The recipe of a run in ``run`` on data in ``data`` that ended after the first of two iterations."""
-        recipe = replace(tiny_recipe, data=write_folder(tmp_path / "data", train=4, val=1))
-        train(recipe, tmp_path / "run", stop_epoch=1)
-        return recipe
 
     def test_states_of_before(self, begun, tmp_path):
         """In them one hash stood for all files."""
@@ -737,7 +737,8 @@ class TestFeatureDistillation:
         assert state.model.state_dict().keys() == plain.keys()
 
     def test_resume(self, quick, recipe, tmp_path):
-        """Projections go on where they were, too."""
+        """Projections go on where they were, too; with the file of another encoder the run doesn't."""
+        recipe = replace(recipe, batch_size=16, validate_every=1)
         train(recipe, tmp_path / "straight")
         train(recipe, tmp_path / "halves", stop_epoch=1)
         train(recipe, tmp_path / "halves", resume=True)
@@ -745,6 +746,10 @@ class TestFeatureDistillation:
                             for name in ("straight", "halves"))
         assert straight["projections"]
         assert_equal(straight, halves)
+        encoder = tmp_path / "other.pth"
+        torch.save(timm.create_model("resnet10t").state_dict(), encoder)
+        with pytest.raises(ValueError, match="in feature_checkpoint"):
+            train(replace(recipe, feature_checkpoint=str(encoder)), tmp_path / "halves", resume=True)
 
     @pytest.mark.slow
     def test_two_processes(self, recipe, tmp_path):

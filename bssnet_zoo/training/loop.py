@@ -212,7 +212,7 @@ def run_to(last: int, run: Run, warnings: list[str]) -> TrainState:
                  recipe.batch_size, enabled=process.primary, unvalidated=state.unvalidated)
     stopped = False
     with StopRequest() as stop, closing(log), explained(), closing(batches):
-        for line in (*recipe.summary().splitlines(), *warnings):
+        for line in (recipe.summary(), *warnings):
             log.say(line)
         log.say(f"{len(run.train_set)} images to train on, {len(run.val_set)} to validate, iteration "
                 f"{state.iteration} of {run.iterations}")

@@ -157,31 +157,26 @@ class Recipe:
 
     def __str__(self) -> str:
         """The recipe as YAML, as it is saved."""
-        return _yaml(asdict(self))
+        def plain(value: Any) -> Any:
+            if isinstance(value, tuple):
+                return [plain(each) for each in value]
+            return value.item() if hasattr(value, "item") else value  # a number of NumPy
+
+        values = {key: plain(value) for key, value in asdict(self).items()}
+        return yaml.safe_dump(values, sort_keys=False, default_flow_style=None, width=120)
 
     def summary(self) -> str:
-        """The one of `RECIPES` that it is nearest to, and what differs, as YAML.
+        """The one of `RECIPES` that it is nearest to, and what differs.
 
         Example:
-            >>> print(RECIPES["finetune"].with_options(lr=0.01).summary())
-            recipe finetune with
-            lr: 0.01
+            >>> RECIPES["finetune"].with_options(lr=0.01, val_size=None).summary()
+            'recipe finetune with val_size=None, lr=0.01'
         """
         values = asdict(self)
-        others = {name: {key: values[key] for key, value in asdict(recipe).items() if values[key] != value}
+        others = {name: [f"{key}={values[key]!r}" for key, value in asdict(recipe).items() if values[key] != value]
                   for name, recipe in RECIPES.items()}
         name = min(others, key=lambda name: len(others[name]))
-        return f"recipe {name} with\n{_yaml(others[name])}".strip() if others[name] else f"recipe {name}"
-
-
-def _yaml(values: dict[str, Any]) -> str:
-    def plain(value: Any) -> Any:
-        if isinstance(value, tuple):
-            return [plain(each) for each in value]
-        return value.item() if hasattr(value, "item") else value  # a number of NumPy
-
-    return yaml.safe_dump({key: plain(value) for key, value in values.items()}, sort_keys=False,
-                          default_flow_style=None, width=120)
+        return f"recipe {name} with {', '.join(others[name])}" if others[name] else f"recipe {name}"
 
 
 @cache
