@@ -16,7 +16,7 @@ from timm.layers import freeze_batch_norm_2d
 
 import bssnet_zoo
 from bssnet_zoo import Predictor
-from bssnet_zoo.inference import resize, runner
+from bssnet_zoo.inference import resize
 from bssnet_zoo.inference.overlap import ahead
 from bssnet_zoo.models.weights import ASSETS
 
@@ -136,16 +136,6 @@ def test_pickle_and_equality(predictors, tmp_path, tiny):
     assert one == one and one != two and len({one, two}) == 2
     with pytest.raises(TypeError, match="a Predictor of a model can't be pickled: make it of a name or a file"):
         pickle.dumps(predictors["deploy"])
-
-
-def test_exported_files_keep_to_the_threads_asked_for(monkeypatch, tmp_path):
-    asked = []
-    monkeypatch.setattr(runner, "ExportedModel", lambda path, threads, precision: asked.append(threads) or 1 / 0)
-    for value, threads in (("1", torch.get_num_threads()), (None, None)):
-        monkeypatch.setenv("OMP_NUM_THREADS", value) if value else monkeypatch.delenv("OMP_NUM_THREADS")
-        with pytest.raises(ZeroDivisionError):
-            Predictor("a.onnx")
-        assert asked.pop() == threads
 
 
 def test_the_model_is_left_as_it_is(model):

@@ -80,9 +80,9 @@ def resize_logits(
     logits = finite_logits(logits)
     down, across = (
         resizes(logits.shape[2 + i], padded[i], seen[i], size[i], step) for i, step in enumerate((strip, COLUMNS)))
-    wide = torch.cat([logits[..., used] @ matrix.T.to(logits) for used, matrix in across], dim=3)
-    for used, matrix in down:
-        yield matrix.to(logits) @ wide[:, :, used]
+    for rows, matrix in down:
+        wide = [logits[:, :, rows, columns] @ part.T.to(logits) for columns, part in across]
+        yield matrix.to(logits) @ torch.cat(wide, dim=3)
 
 
 def largest_class(strip: torch.Tensor) -> torch.Tensor:
