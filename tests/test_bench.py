@@ -57,6 +57,7 @@ def test_spread():
 
 
 @needs_proc
+@pytest.mark.slow
 def test_memory_of_a_side():
     makers = {name: partial(make_memory, *sizes) for name, sizes in {
         "nothing": (0, 0, 0), "made": (200, 0, 0), "kept": (0, 100, 0), "used": (0, 0, 150)}.items()}
@@ -68,6 +69,7 @@ def test_memory_of_a_side():
 
 
 @needs_proc
+@pytest.mark.slow
 def test_peak_memory_of_predict():
     """A process that predicts labels never holds the logits of all classes at full size."""
     makers = {(make, mode): partial(make, mode) for make in (make_bundled, make_many_classes) for mode in (False, True)}

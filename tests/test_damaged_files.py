@@ -185,6 +185,7 @@ def check_whole(folder: Path) -> None:
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="needs limits on the size of files")
+@pytest.mark.slow
 def test_full_disk(tmp_path):
     done = subprocess.run([sys.executable, "-c", FULL_DISK, commands(tmp_path)], capture_output=True, text=True,
                           env=environment(), check=True)

@@ -32,6 +32,7 @@ print(resident() - before)
 
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads /proc")
 @pytest.mark.parametrize("library, kept", [("own", True), ("other", False)])
+@pytest.mark.slow
 def test_keep_freed_memory(library, kept):
     """Gradients are computed as ever. With glibc the 32 MB tensors stay with the process, else they go back."""
     run = subprocess.run([sys.executable, "-c", STEP, library], capture_output=True, text=True,

@@ -100,8 +100,8 @@ def test_any_size(files, format, sizes):
 
 
 @pytest.mark.parametrize(("format", "precision"), [
-    ("onnx", "float16"), pytest.param("openvino", "float16", marks=slow), ("torchscript", "float16"),
-    ("exported-program", "bfloat16")])
+    pytest.param("onnx", "float16", marks=slow), pytest.param("openvino", "float16", marks=slow),
+    ("torchscript", "float16"), pytest.param("exported-program", "bfloat16", marks=slow)])
 def test_labels_of_8_bit_images_of_one_size(files, format, precision):
     """In half precision. The untrained network's layers share weights, which ONNX has once."""
     model, path = files(format, size=SIZE, labels=True, normalize=True, precision=precision)

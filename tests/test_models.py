@@ -385,6 +385,7 @@ class TestCompilers:
         with torch.inference_mode():
             assert close(exported(x), model(x))
 
+    @pytest.mark.slow
     def test_export_dynamic(self, variant):
         model = build(variant).eval()
         batch, height, width = (torch.export.Dim(name, min=low, max=high) for name, low, high in (
@@ -401,6 +402,7 @@ class TestCompilers:
         with torch.no_grad():
             assert close(torch.compile(model, fullgraph=True, backend="eager")(x), model(x), 1e-4)
 
+    @pytest.mark.slow
     def test_compile_training_in_one_graph(self):
         model = shallow(aux_heads=True, drop_rate=0.).train()
         twin = copy.deepcopy(model)

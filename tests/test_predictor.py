@@ -47,6 +47,7 @@ def images():
     return [street[:300], street, street[:, ::-1].copy(), street[:300, ::-1].copy()]
 
 
+@pytest.mark.slow
 def test_a_signal_after_two_predictors_that_went():
     """An openvino.Core that goes before a later one takes the stack of signal handlers along, and then the process."""
     pytest.importorskip("openvino")
