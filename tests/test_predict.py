@@ -135,7 +135,7 @@ class TestReading:
         for array in (np.eye(3, dtype=bool), np.arange(9, dtype=np.uint16).reshape(3, 3) * 300):
             Image.fromarray(array).save(tmp_path / "a.png")
             assert np.array_equal(read_values(tmp_path / "a.png"), array)
-        with pytest.raises(ValueError, match="a label of mode RGB; grey or palette images are needed"):
+        with pytest.raises(ValueError, match="a label of mode RGB, not grey or palette"):
             read_values(STREET)
 
     def test_floats_may_be_rounded(self):
