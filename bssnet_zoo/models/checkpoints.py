@@ -32,14 +32,16 @@ FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 INTEGERS = (torch.bool, torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64)
 StateDict = dict[str, torch.Tensor]
 
-EMA_COPIES = ("state_dict_ema", "model_ema")  # mmengine's ema_state_dict is the raw copy: its hook swaps the two
-PLAIN_COPIES = ("state_dict", "model")
+# not mmengine's ema_state_dict, which is the raw copy: its hook swaps the two
+EMA_COPIES = ("state_dict_ema", "model_ema", "ema_model", "ema")
+PLAIN_COPIES = ("state_dict", "model", "model_state_dict", "net", "network", "module", "params", "weights")
 READ_ERRORS = (  # what damaged files make of the readers
     SafetensorError, pickle.UnpicklingError, RuntimeError, EOFError, OSError, ValueError, TypeError, LookupError,
     AttributeError, struct.error)
-SCALAR = np.float64(0).__reduce__()[0]
-PLAIN_OBJECTS: list[Any] = [  # that timm's files have beside tensors, and that can't run code
+SCALAR, ARRAY = np.float64(0).__reduce__()[0], np.empty(0).__reduce__()[0]
+PLAIN_OBJECTS: list[Any] = [  # that trainers' files have beside tensors, and that can't run code
     argparse.Namespace, SCALAR, (SCALAR, "numpy.core.multiarray.scalar"), (SCALAR, "numpy._core.multiarray.scalar"),
+    ARRAY, (ARRAY, "numpy.core.multiarray._reconstruct"), (ARRAY, "numpy._core.multiarray._reconstruct"), np.ndarray,
     np.dtype, *{type(np.dtype(kind)) for kind in "?bhilqBHILQefdSU"}]
 WRAPPERS = re.compile(r"(?<![^.])(?:_orig_mod|module|_fsdp_wrapped_module|_checkpoint_wrapped_module)\.")
 FIRST_CONV = re.compile(r"(.*?)(?:backbone\.)?(?:stem\.0\.conv|conv1\.0)\.weight")
@@ -126,7 +128,8 @@ def _few(names: Collection[str]) -> str:
 
 def _refuse_pickle(path: Path, error: Exception) -> ValueError:
     try:
-        needs = ", ".join(torch.serialization.get_unsafe_globals_in_checkpoint(str(path)))
+        with torch.serialization.safe_globals(PLAIN_OBJECTS):
+            needs = ", ".join(torch.serialization.get_unsafe_globals_in_checkpoint(str(path)))
     except ValueError:  # only zip files can be listed
         needs = ", ".join(re.findall(r"GLOBAL (\S+)", str(error))) or "unknown objects"
     with path.open("rb") as file:
@@ -159,6 +162,9 @@ def _read_file(path: Path) -> Any:
         raise _refuse_pickle(path, error) from None
     except READ_ERRORS as error:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        if "TorchScript" in reason:  # torch's next words are how to run what is in it
+            raise ValueError(f"{path} is a TorchScript file, a program, and no checkpoint: give the weights that it was "
+                             "made from") from None
         raise ValueError(f"{path} is truncated or not a checkpoint: {reason}") from error
 
 
