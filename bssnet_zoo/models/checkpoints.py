@@ -163,8 +163,8 @@ def _read_file(path: Path) -> Any:
     except READ_ERRORS as error:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         if "TorchScript" in reason:  # torch's next words are how to run what is in it
-            raise ValueError(f"{path} is a TorchScript file, a program, and no checkpoint: give the weights that it was "
-                             "made from") from None
+            raise ValueError(f"{path} is a TorchScript file, a program, and no checkpoint: give the weights that it "
+                             "was made from") from None
         raise ValueError(f"{path} is truncated or not a checkpoint: {reason}") from error
 
 
