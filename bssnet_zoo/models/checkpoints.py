@@ -11,6 +11,7 @@ import os
 import pickle
 import re
 import struct
+import warnings
 from collections.abc import Collection, Iterable
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -154,7 +155,8 @@ def _read_file(path: Path) -> Any:
     try:
         if _is_safetensors(path):
             return load_file(path)
-        with path.open("rb") as file, torch.serialization.safe_globals(PLAIN_OBJECTS):
+        with path.open("rb") as file, torch.serialization.safe_globals(PLAIN_OBJECTS), warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # what is wrong with a file is said in our line
             return torch.load(file, map_location="cpu", weights_only=True)  # by a file's name it would judge its kind
     except pickle.UnpicklingError as error:
         if "Unsupported operand" in str(error):  # not an instruction of any pickle that torch.save writes
