@@ -29,6 +29,7 @@ from .hub.staging import save_configs
 from .inference.predictor import normalise
 from .inference.resize import resize_logits
 from .losses import BSSNetLoss
+from .losses.bssnet_loss import split_labels
 from .models import WEIGHTS, BSSNetOutput, create_model, list_models
 from .models.bssnet import as_bssnet, init_weights
 from .models.checkpoints import EARLIER_NAMES, TRAINING_HEADS
@@ -60,6 +61,9 @@ __all__ = [
     "BSSNetBackbone", "BSSNetConfig", "BSSNetForSemanticSegmentation", "BSSNetImageProcessor", "BSSNetModel", "bundled"]
 
 STAGES = 5
+FIXED_STEPS = dict(  # of transformers' image processors, what there is no choice of
+    do_convert_rgb=True, do_reduce_labels=False, do_center_crop=False, crop_size=None, do_pad=False, pad_size=None,
+    size_divisor=None, resample=Image.Resampling.BILINEAR, rescale_factor=1 / 255, data_format="channels_first")
 
 
 class BSSNetConfig(BackboneConfigMixin, PretrainedConfig):
@@ -300,8 +304,9 @@ class BSSNetForSemanticSegmentation(BSSNetPreTrainedModel):
         if labels is not None and isinstance(output, BSSNetOutput):
             loss = BSSNetLoss()(output, pixel_values, labels).total
         elif labels is not None:
-            total = F.cross_entropy(logits, labels, ignore_index=IGNORE_INDEX, reduction="sum")
-            loss = total / (labels != IGNORE_INDEX).sum().clamp(min=1)  # 0 of a batch without labels, not nan
+            target, ignored = split_labels(labels, logits, IGNORE_INDEX)
+            losses = F.cross_entropy(logits, target, reduction="none").masked_fill(ignored, 0)
+            loss = losses.sum() / (~ignored).sum().clamp(min=1)  # 0 of a batch without labels, not nan
         output = SemanticSegmenterOutput(loss=loss, logits=logits, hidden_states=hidden_states)
         return self._returned(output, return_dict)
 
@@ -347,10 +352,9 @@ class BSSNetImageProcessor(BaseImageProcessor):
             do_normalize: bool | None = None,
             image_mean: Sequence[float] | None = None,
             image_std: Sequence[float] | None = None,
-            do_convert_rgb: bool | None = None,
-            do_reduce_labels: bool | None = None,
             input_data_format: str | None = None,
             device: torch.device | str | None = None,
+            **fixed: Any,
     ) -> BatchFeature:
         """Reads, resizes and normalises images; resizes label maps with them.
 
@@ -367,11 +371,10 @@ class BSSNetImageProcessor(BaseImageProcessor):
             do_normalize: False for values in 0..1.
             image_mean: Of the normalisation.
             image_std: Of the normalisation.
-            do_convert_rgb: True is what there is.
-            do_reduce_labels: False is what there is.
             input_data_format: "channels_first" or "channels_last", of arrays and tensors; by default the way that their
                 library has: tensors (3, H, W), arrays (H, W, 3).
             device: Where to compute ``pixel_values``.
+            **fixed: Other options of transformers' image processors, with the value that they have here, `FIXED_STEPS`.
 
         Returns:
             ``pixel_values`` (N, 3, h, w), and ``labels`` (N, h, w), int64.
@@ -383,10 +386,12 @@ class BSSNetImageProcessor(BaseImageProcessor):
         def chosen(name: str, given: Any, default: Any) -> Any:
             return getattr(self, name, default) if given is None else given
 
-        if not chosen("do_convert_rgb", do_convert_rgb, True):
-            raise ValueError("do_convert_rgb=False is not possible here: the network sees RGB")
-        if chosen("do_reduce_labels", do_reduce_labels, False):
-            raise ValueError("do_reduce_labels is not possible here: give label maps in which 255 is no class")
+        for name in {**FIXED_STEPS, **fixed}:
+            value, only = chosen(name, fixed.get(name), None), FIXED_STEPS.get(name)
+            if value is not None and value != only:
+                raise ValueError(f"{name}={value} is not possible here" + (
+                    ": give label maps in which 255 is no class" if name == "do_reduce_labels" else
+                    f": it is {only}" if name in FIXED_STEPS else ""))
         sides = _sides(chosen("size", size, None)) if chosen("do_resize", do_resize, True) else None
         mean, std = (torch.tensor(x, device=device).reshape(3, 1, 1) for x in (
             chosen("image_mean", image_mean, None), chosen("image_std", image_std, None)))
@@ -401,7 +406,10 @@ class BSSNetImageProcessor(BaseImageProcessor):
                           else TF.to_dtype(rgb, torch.float32, scale=True))
         data = {"pixel_values": _stacked(pixels)}
         if segmentation_maps is not None:
-            maps = [_labels(labels) for labels in _listed(segmentation_maps, 3)]
+            maps = _listed(segmentation_maps, 3)
+            if len(maps) != len(read):
+                raise ValueError(f"{len(maps)} label maps for {len(read)} images: give one of shape (H, W) for each")
+            maps = [_labels(labels) for labels in maps]
             found, expected = ([tuple(map_.shape[-2:]) for map_ in batch] for batch in (maps, read))
             if found != expected:
                 raise ValueError(f"label maps have the sizes of their images, {expected}, got {found}")
@@ -433,6 +441,8 @@ class BSSNetImageProcessor(BaseImageProcessor):
             raise ValueError(f"target_sizes has {len(sizes)} sizes for {len(logits)} images: give one for each")
         results: list[Any] = []
         for i, size in enumerate(sizes):
+            if size is None or len(size) != 2 or min(size) < 1:
+                raise ValueError(f"a size in target_sizes is (height, width), got {size}")
             strips = resize_logits(logits[i:i + 1], seen, seen, tuple(map(int, size)))
             if return_segmentation_scores:
                 scores = torch.cat([strip[0] for strip in strips], dim=1)

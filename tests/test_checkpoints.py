@@ -66,7 +66,8 @@ def test_published(wrapping, suffix, expected, tmp_path):
 
 
 @pytest.mark.parametrize(("key", "other"), [
-    ("state_dict_ema", "state_dict"), ("model_ema", "model"),
+    ("state_dict_ema", "state_dict"), ("model_ema", "model"), ("ema", "model"), ("ema_model", "state_dict"),
+    ("model_state_dict", "optimizer_state_dict"),
     ("state_dict", "ema_state_dict"),  # mmengine's hook swaps the two when it saves
 ])
 def test_of_several_copies_the_ema_one(key, other, expected, tmp_path, caplog):
@@ -76,7 +77,7 @@ def test_of_several_copies_the_ema_one(key, other, expected, tmp_path, caplog):
     with caplog.at_level(logging.INFO, logger="bssnet_zoo"):
         model = bssnet_zoo.create_model("bssnet_t", num_classes=19, checkpoint_path=path)
     assert torch.equal(logits(model), expected)
-    assert (f"taking the EMA weights, '{key}'" in caplog.text) == (key != "state_dict")
+    assert (f"taking the EMA weights, '{key}'" in caplog.text) == ("ema" in key)
     model = bssnet_zoo.create_model("bssnet_t", pretrained=True, pretrained_cfg_overlay=dict(file=str(path)))
     assert torch.equal(logits(model), expected)
 
@@ -226,9 +227,11 @@ class TestRefused:
                     r"is refused: .*more than tensors and plain containers \(posix.mkdir\)")
         assert not (tmp_path / "pwned").exists()
 
-    @pytest.mark.parametrize(("key", "hint"), [("state_dict", "['state_dict']"), ("model", "['model']"), ("net", "")])
+    @pytest.mark.parametrize(("key", "hint"), [
+        ("state_dict", "['state_dict']"), ("model_state_dict", "['model_state_dict']"), ("mine", "")])
     def test_other_objects(self, key, hint, tmp_path):
-        self.refuse(saved(tmp_path, {key: filled("bssnet_t"), "message_hub": Custom()}), re.escape(
+        more = {"message_hub": Custom(), "curve": np.arange(3.)}
+        self.refuse(saved(tmp_path, {key: filled("bssnet_t"), **more}), re.escape(
             "(test_checkpoints.Custom), which can run code. Save its tensors alone where you trust it: "
             f"torch.save(torch.load(f, weights_only=False){hint}, g)"))
 
@@ -242,6 +245,10 @@ class TestRefused:
     def test_tensors_without_plain_numbers(self, tensor, kind, tmp_path):
         more = {**filled("bssnet_t"), "decode_head.conv_seg.bias": tensor}
         self.refuse(saved(tmp_path, more), f"decode_head.conv_seg.bias is a tensor of kind {kind}: save it as a")
+
+    def test_torchscript(self, tmp_path):
+        torch.jit.save(torch.jit.script(torch.nn.ReLU()), tmp_path / "renamed.pth")
+        self.refuse(tmp_path / "renamed.pth", "is a TorchScript file, a program, and no checkpoint: give the weights")
 
     def test_a_dict_in_itself(self, tmp_path):
         checkpoint = {}

@@ -209,7 +209,7 @@ def test_damaged_files(tmp_path, suffix, capfd):
     assert capfd.readouterr().err == ""  # the libraries' own words
 
 
-@pytest.mark.parametrize("suffix", [".torchscript", ".pt2"])
+@pytest.mark.parametrize("suffix", [".torchscript", ".pt2", ".PT2"])
 def test_files_that_can_run_code_are_asked_for(tmp_path, suffix, capsys):
     path = tmp_path / f"model{suffix}"
     path.write_bytes(b"code")

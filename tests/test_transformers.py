@@ -194,6 +194,9 @@ class TestOutputs:
         loss.backward()
         assert loss == 0 and not model.bssnet.stem[0].conv.weight.grad.any()
         labels = torch.randint(0, 3, (2, 64, 96))
+        assert torch.equal(model.eval()(self.x, labels=labels.byte()).loss, model(self.x, labels=labels).loss)
+        with pytest.raises(ValueError, match="label 3 is neither a class, 0-2, nor ignore_index"):
+            model(self.x, labels=labels + 1)
         output = model.eval()(self.x, labels=labels)
         torch.testing.assert_close(output.loss, torch.nn.functional.cross_entropy(output.logits, labels))
 
@@ -272,7 +275,10 @@ class TestImageProcessor:
     @pytest.mark.parametrize(("option", "message"), [
         (dict(do_rescale=False), "do_rescale=False is not possible for images of 8 bits"),
         (dict(do_convert_rgb=False), "do_convert_rgb=False is not possible here"),
-        (dict(do_reduce_labels=True), "do_reduce_labels is not possible here: give label maps in which 255 is no")])
+        (dict(do_reduce_labels=True), "do_reduce_labels=True is not possible here: give label maps in which 255 is no"),
+        (dict(resample=3), "resample=3 is not possible here: it is 2"),
+        (dict(do_center_crop=True), "do_center_crop=True is not possible here: it is False"),
+        (dict(data_format="channels_last"), "data_format=channels_last is not possible here: it is channels_first")])
     def test_steps_that_cannot_be_chosen(self, folder, street, option, message):
         loaded = AutoImageProcessor.from_pretrained(folder, **option)
         for processor, options in ((loaded, {}), (BSSNetImageProcessor(), option)):
@@ -290,17 +296,19 @@ class TestImageProcessor:
                       ours(array.transpose(2, 0, 1), input_data_format="channels_first", **plain),
                       ours(torch.from_numpy(array.copy()), input_data_format="channels_last", **plain)):
             torch.testing.assert_close(found["pixel_values"], expected)
+        fixed = dict(resample=Image.Resampling.BILINEAR, do_pad=False, rescale_factor=1 / 255, do_convert_rgb=True)
+        torch.testing.assert_close(ours(street, **fixed, **plain)["pixel_values"], expected)
         assert ours(street, device="meta")["pixel_values"].device.type == "meta"
         whitened = ours(street, image_mean=[0.5] * 3, image_std=[0.5] * 3, do_resize=False)["pixel_values"]
         torch.testing.assert_close(whitened, 2 * expected - 1)
 
     @pytest.mark.parametrize(("maps", "message"), [
-        (np.zeros((180, 240, 3), np.uint8), "label maps have the sizes of their images|integers of shape"),
+        (np.zeros((180, 240, 3), np.uint8), "180 label maps for 1 images: give one of shape"),
         ([np.zeros((180, 240, 3), np.uint8)], r"integers of shape \(H, W\), got torch.uint8 of shape \(180, 240, 3\)"),
         ([Image.new("RGB", (240, 180))], r"shape \(3, 180, 240\): turn colours into ids"),
         ([torch.zeros(180, 240)], "got torch.float32 .*don't scale ids by ToTensor"),
         ([np.zeros((90, 120), np.uint8)], r"sizes of their images, \[\(180, 240\)\], got \[\(90, 120\)\]"),
-        ([np.zeros((180, 240), np.uint8)] * 2, "sizes of their images")])
+        ([np.zeros((180, 240), np.uint8)] * 2, "2 label maps for 1 images")])
     def test_label_maps_that_are_none(self, street, maps, message):
         with pytest.raises(ValueError, match=message):
             BSSNetImageProcessor()([street], maps)
@@ -309,6 +317,9 @@ class TestImageProcessor:
         processor, output = BSSNetImageProcessor(), SemanticSegmenterOutput(logits=torch.randn(3, 4, 8, 12))
         with pytest.raises(ValueError, match="target_sizes has 2 sizes for 3 images"):
             processor.post_process_semantic_segmentation(output, [(16, 24)] * 2)
+        for size in (None, (16,), (0, 24)):
+            with pytest.raises(ValueError, match=r"a size in target_sizes is \(height, width\), got"):
+                processor.post_process_semantic_segmentation(output, [size] * 3)
         for sizes, size in ((None, (8, 12)), (torch.tensor([[20, 30]] * 3), (20, 30))):
             maps = processor.post_process_semantic_segmentation(output, sizes)
             scored = processor.post_process_semantic_segmentation(output, sizes, return_segmentation_scores=True)

@@ -24,7 +24,7 @@ from bssnet_zoo.data import open_dataset
 from bssnet_zoo.inference import video_reader
 from bssnet_zoo.inference.overlap import behind, newest
 from bssnet_zoo.inference.video import frame_rate
-from bssnet_zoo.inference.video_reader import Clip, Video, is_stream, is_video, stream_name
+from bssnet_zoo.inference.video_reader import Clip, Video, is_stream, is_video, stream_name, without_password
 from bssnet_zoo.models.weights import ASSETS
 
 av = pytest.importorskip("av")
@@ -165,8 +165,14 @@ class TestReading:
     def test_names_of_streams(self):
         for source, name in (
                 ("rtsp://camera:554/live.sdp?key=1", "live"), ("/dev/video0", "video0"), ("http://host/a/b.mp4", "b"),
-                ("pipe:0", "0"), ("lavfi:testsrc=size=64x48", "testsrc_size_64x48"), ("rtsp://camera", "camera")):
+                ("pipe:0", "0"), ("lavfi:testsrc=size=64x48", "testsrc_size_64x48"), ("rtsp://camera", "camera"),
+                ("rtsp://10.0.0.1/user=admin_password=tiger_channel=1.sdp", "user_admin_password__channel_1")):
             assert stream_name(source) == name
+
+    def test_secrets_in_an_address(self):
+        source = "rtsp://a:b@camera/user=me&password=tiger&channel=1?passphrase=tiger&api_key=tiger&start=3"
+        assert without_password(source) == (
+            "rtsp://camera/user=me&password=***&channel=1?passphrase=***&api_key=***&start=3")
 
     @pytest.mark.parametrize("secret", ["secret", "se?cr/et#", "p@ss"])
     def test_passwords_are_not_shown(self, secret, tmp_path, capsys):

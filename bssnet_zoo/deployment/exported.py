@@ -124,7 +124,7 @@ RUN_CODE = (".torchscript", ".pt2")  # torch makes Python objects and calls oper
 
 def is_exported(path: str | os.PathLike | None) -> bool:
     """Whether it has the name of an exported file."""
-    return path is not None and Path(path).suffix in OPENERS
+    return path is not None and Path(path).suffix.lower() in OPENERS
 
 
 def file_input(images: torch.Tensor, metadata: dict[str, str]) -> torch.Tensor:
@@ -183,10 +183,11 @@ class ExportedModel(nn.Module):
             raise ValueError(f"{path} is no exported file: its name must end in {', '.join(OPENERS)}")
         if not path.is_file():
             raise FileNotFoundError(f"exported file not found: {path}")
-        if path.suffix in RUN_CODE and not trust:
-            raise ValueError(f"{path} can run code when it is opened, as any {path.suffix} file: if you trust it, add "
+        suffix = path.suffix.lower()
+        if suffix in RUN_CODE and not trust:
+            raise ValueError(f"{path} can run code when it is opened, as any {suffix} file: if you trust it, add "
                              "--trust, in Python trust=True; .onnx and OpenVINO files can't")
-        self.runtime, opener = OPENERS[path.suffix]
+        self.runtime, opener = OPENERS[suffix]
         try:
             self.run, self.metadata = opener(path, default_threads() if threads is None else threads, precision)
         except MissingPackage:

@@ -25,6 +25,8 @@ VIDEO_SUFFIXES = (
     ".3gp", ".avi", ".flv", ".m2ts", ".m4v", ".mkv", ".mov", ".mp4", ".mpeg", ".mpg", ".mts", ".ogv", ".ts", ".webm",
     ".wmv")
 DEVICES = ("avfoundation", "dshow", "lavfi", "v4l2")  # of FFmpeg, written DEVICE:NAME
+SECRET = re.compile(  # in an address, as of recorders: rtsp://10.0.0.1/user=admin_password=tiger_channel=1
+    r"(\w*(?:pass|pwd|key|token|secret|auth)\w*=)(?:(?!_\w+=)[^&/#;])*", re.IGNORECASE)
 LIVE_PROTOCOLS = ("rtmp", "rtmps", "rtp", "rtsp", "rtsps", "srt", "udp")
 TIMEOUT = 10.  # seconds that a network or camera may be silent
 
@@ -65,7 +67,8 @@ def is_video(source: str | os.PathLike[str]) -> bool:
 
 def without_password(source: str | os.PathLike[str]) -> str:
     """A source to be shown: ``rtsp://camera/1`` of rtsp://user:password@camera/1."""
-    return re.sub("//.*@", "//", os.fspath(source)) if is_stream(source) else os.fspath(source)
+    shown = os.fspath(source)
+    return SECRET.sub(r"\1***", re.sub("//.*@", "//", shown)) if is_stream(source) else shown
 
 
 def stream_name(source: str | os.PathLike[str]) -> str:

@@ -38,9 +38,9 @@ class ConvNormAct(nn.Sequential):
             self.act = nn.ReLU(inplace=True)
 
     def reparameterize(self) -> None:
-        """Folds BatchNorm into the convolution, in eval mode: ``timm.utils.reparameterize_model`` calls it."""
+        """Folds BatchNorm into the convolution: ``timm.utils.reparameterize_model`` calls it, in any mode."""
         if hasattr(self, "bn"):
-            self.conv = fuse_conv_bn_eval(self.conv, self.bn)
+            self.conv = fuse_conv_bn_eval(self.conv.eval(), self.bn.eval()).train(self.training)
             del self.bn
 
 

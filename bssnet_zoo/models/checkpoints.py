@@ -11,6 +11,7 @@ import os
 import pickle
 import re
 import struct
+import warnings
 from collections.abc import Collection, Iterable
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -32,14 +33,16 @@ FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 INTEGERS = (torch.bool, torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64)
 StateDict = dict[str, torch.Tensor]
 
-EMA_COPIES = ("state_dict_ema", "model_ema")  # mmengine's ema_state_dict is the raw copy: its hook swaps the two
-PLAIN_COPIES = ("state_dict", "model")
+# not mmengine's ema_state_dict, which is the raw copy: its hook swaps the two
+EMA_COPIES = ("state_dict_ema", "model_ema", "ema_model", "ema")
+PLAIN_COPIES = ("state_dict", "model", "model_state_dict", "net", "network", "module", "params", "weights")
 READ_ERRORS = (  # what damaged files make of the readers
     SafetensorError, pickle.UnpicklingError, RuntimeError, EOFError, OSError, ValueError, TypeError, LookupError,
     AttributeError, struct.error)
-SCALAR = np.float64(0).__reduce__()[0]
-PLAIN_OBJECTS: list[Any] = [  # that timm's files have beside tensors, and that can't run code
+SCALAR, ARRAY = np.float64(0).__reduce__()[0], np.empty(0).__reduce__()[0]
+PLAIN_OBJECTS: list[Any] = [  # that trainers' files have beside tensors, and that can't run code
     argparse.Namespace, SCALAR, (SCALAR, "numpy.core.multiarray.scalar"), (SCALAR, "numpy._core.multiarray.scalar"),
+    ARRAY, (ARRAY, "numpy.core.multiarray._reconstruct"), (ARRAY, "numpy._core.multiarray._reconstruct"), np.ndarray,
     np.dtype, *{type(np.dtype(kind)) for kind in "?bhilqBHILQefdSU"}]
 WRAPPERS = re.compile(r"(?<![^.])(?:_orig_mod|module|_fsdp_wrapped_module|_checkpoint_wrapped_module)\.")
 FIRST_CONV = re.compile(r"(.*?)(?:backbone\.)?(?:stem\.0\.conv|conv1\.0)\.weight")
@@ -126,7 +129,8 @@ def _few(names: Collection[str]) -> str:
 
 def _refuse_pickle(path: Path, error: Exception) -> ValueError:
     try:
-        needs = ", ".join(torch.serialization.get_unsafe_globals_in_checkpoint(str(path)))
+        with torch.serialization.safe_globals(PLAIN_OBJECTS):
+            needs = ", ".join(torch.serialization.get_unsafe_globals_in_checkpoint(str(path)))
     except ValueError:  # only zip files can be listed
         needs = ", ".join(re.findall(r"GLOBAL (\S+)", str(error))) or "unknown objects"
     with path.open("rb") as file:
@@ -151,7 +155,8 @@ def _read_file(path: Path) -> Any:
     try:
         if _is_safetensors(path):
             return load_file(path)
-        with path.open("rb") as file, torch.serialization.safe_globals(PLAIN_OBJECTS):
+        with path.open("rb") as file, torch.serialization.safe_globals(PLAIN_OBJECTS), warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # what is wrong with a file is said in our line
             return torch.load(file, map_location="cpu", weights_only=True)  # by a file's name it would judge its kind
     except pickle.UnpicklingError as error:
         if "Unsupported operand" in str(error):  # not an instruction of any pickle that torch.save writes
@@ -159,6 +164,9 @@ def _read_file(path: Path) -> Any:
         raise _refuse_pickle(path, error) from None
     except READ_ERRORS as error:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        if "TorchScript" in reason:  # torch's next words are how to run what is in it
+            raise ValueError(f"{path} is a TorchScript file, a program, and no checkpoint: give the weights that it "
+                             "was made from") from None
         raise ValueError(f"{path} is truncated or not a checkpoint: {reason}") from error
 
 
