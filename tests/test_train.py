@@ -176,7 +176,7 @@ class TestRun:
         assert not torch.equal(model.stem[0].conv.weight, state.model.stem[0].conv.weight)
         with safe_open(folder / "best.safetensors", "pt") as file:
             notes = file.metadata()
-        assert float(notes["miou"]) == state.best and (notes["split"], notes["size"]) == ("val", "None")
+        assert float(notes["miou"]) == state.best and (notes["split"], notes["size"]) == ("val", "(64,)")
 
     def test_last_loads_without_code(self, finished):
         saved = torch.load(finished[0] / "last.pth", weights_only=True)

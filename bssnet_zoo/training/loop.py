@@ -330,7 +330,7 @@ def validate(run: Run, log: RunLog) -> None:
             state.ema.module, run.folder / "best.safetensors", architecture=recipe.model,
             **class_metadata(dataset.classes), input_size=json.dumps([height, width]),
             mean=json.dumps(IMAGENET_DEFAULT_MEAN), std=json.dumps(IMAGENET_DEFAULT_STD), recipe=recipe,
-            iteration=state.iteration, miou=result.miou, split=recipe.val_split, size=recipe.val_size,
+            iteration=state.iteration, miou=result.miou, split=recipe.val_split, size=recipe.shorter_side,
             precision=recipe.precision)
     save_strip(state.ema.module, dataset, run.folder / "validation.png", recipe.shorter_side)
     try:
