@@ -25,7 +25,6 @@ from ..models.classes import class_info, shown_size, trained_size
 
 __all__ = ["BACKENDS", "Runner", "create_runner", "evaluating"]
 
-ANY_SIZE_FROM = {"exported-program": 513}  # height and width, of a file for any size; of others 64
 LOCKS = WeakKeyDictionary[nn.Module, threading.Lock]()  # of models that run as they are
 BACKENDS = ("auto", "openvino", "deploy", "eager")
 
@@ -131,7 +130,7 @@ def _file_runner(
         size=exported.size or shown_size(exported.trained_size),
         fixed=exported.size is not None,
         one_by_one=exported.size is not None or exported.runtime == "exported-program",
-        min_size=0 if exported.size else ANY_SIZE_FROM.get(exported.runtime, 64),
+        min_size=exported.min_size,
     )
 
 
