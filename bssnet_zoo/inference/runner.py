@@ -141,7 +141,10 @@ def _model_runner(
         backend: str,
 ) -> Runner:
     if getattr(model, "num_classes", None) == 0:
-        raise ValueError("the model has num_classes=0 and gives features, not logits: create it with 1 or more classes")
+        raise ValueError("the model has num_classes=0 and gives features, not logits: create it with 2 or more classes")
+    if getattr(model, "num_classes", None) == 1:
+        raise ValueError("the model has one class, of which an image would be full: give it two, the background and "
+                         "yours")
     if getattr(model, "in_chans", 3) != 3:
         raise ValueError(f"images are read as RGB, the model takes {model.in_chans} channels: normalise the images "
                          "yourself and call the model")
