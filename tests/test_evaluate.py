@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from conftest import SHARED, SIZES, needs_shared, write_folder
+from conftest import SHARED, SIZES, needs_shared, shallow, write_folder
 from PIL import Image
 from safetensors.torch import save_file
 from torch import nn
@@ -100,6 +100,16 @@ def test_scored_at_the_size_of_the_labels(folder):
     logits = F.interpolate(model(torch.stack(images)), size=(64, 96), mode="bilinear", align_corners=True)
     right = (logits.argmax(1) == torch.stack(labels))[torch.stack(labels) != 255]
     assert result.pixel_accuracy == pytest.approx(right.float().mean().item())
+
+
+@pytest.mark.parametrize("options", [{}, {"sliding_window": (32, 32)}])
+def test_images_smaller_than_the_network_takes_are_padded_as_in_prediction(folder, options, tmp_path):
+    model = shallow(num_classes=3)
+    evaluate(model, open_dataset(folder, "val", EvalTransform((20, 30))), workers=0, save_dir=tmp_path, **options)
+    predictor = bssnet_zoo.Predictor(model, backend="eager", size=(20, 30))
+    for name in range(5):
+        labels = predictor(Path(folder.removeprefix("folder:"), f"images/val/{name}.png")).labels
+        assert (np.array(Image.open(tmp_path / f"{name}.png")) == labels).mean() > 0.99
 
 
 def test_windows_are_averaged():

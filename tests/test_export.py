@@ -20,12 +20,16 @@ from torchvision.transforms.v2 import functional as TF
 
 import bssnet_zoo
 from bssnet_zoo import Predictor, cli
-from bssnet_zoo.data import CAMVID
+from bssnet_zoo.data import CAMVID, ClassInfo
 from bssnet_zoo.data.images import load_image
 from bssnet_zoo.deployment import export
 from bssnet_zoo.deployment.export import FORMATS, export_model
 from bssnet_zoo.deployment.exported import OPENERS, ExportedModel, onnx_session
 from bssnet_zoo.deployment.graph import row_strips
+from bssnet_zoo.models.classes import class_info
+from bssnet_zoo.models.metadata import class_metadata
+from bssnet_zoo.training.run_folder import trained_model
+from bssnet_zoo.training.state import save_weights
 
 onnx, openvino = pytest.importorskip("onnx"), pytest.importorskip("openvino")
 
@@ -329,6 +333,13 @@ def test_missing_package(package, format, precision, tmp_path, monkeypatch):
     with pytest.raises(RuntimeError, match=rf"needs {package}.*pip install '\.\[export\]'"):
         export_model(network(), tmp_path / f"a{FORMATS[format].suffix}", format, precision=precision,
                      calibration=STREET)
+
+
+def test_classes_keep_the_names_of_the_checkpoint(tmp_path):
+    data, path = write_folder(tmp_path, train=1, val=1), tmp_path / "mine.safetensors"
+    classes = ClassInfo(("car", "road", "sky"), ((0, 0, 1), (0, 0, 2), (0, 0, 3)))  # another order than the data's
+    save_weights(bssnet_zoo.create_model("bssnet_t", num_classes=3), path, **class_metadata(classes))
+    assert class_info(trained_model(checkpoint=str(path), data=data)) == classes
 
 
 def test_command_line(tmp_path, capsys, monkeypatch):

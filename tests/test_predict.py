@@ -262,7 +262,7 @@ def test_bad_size(model, size):
 
 
 @pytest.mark.parametrize(("kwargs", "message"), [
-    (dict(num_classes=0), "num_classes=0 and gives features"),
+    (dict(num_classes=0), "num_classes=0 and gives features"), (dict(num_classes=1), "the model has one class"),
     (dict(in_chans=4), "images are read as RGB, the model takes 4 channels"),
     (dict(features_only=True), "gives a list, not logits"),
 ])

@@ -9,13 +9,14 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from conftest import SIZES
+from conftest import SIZES, shallow
 from PIL import Image
 from safetensors.torch import save_file
 from timm.layers import freeze_batch_norm_2d
 
 import bssnet_zoo
 from bssnet_zoo import Predictor
+from bssnet_zoo.deployment.export import export_model
 from bssnet_zoo.inference import resize
 from bssnet_zoo.inference.overlap import ahead
 from bssnet_zoo.models.weights import ASSETS
@@ -126,6 +127,14 @@ def test_a_stream_goes_on_after_a_bad_image(predictors):
     with pytest.raises(FileNotFoundError, match="none.png"):
         next(stream)
     assert [prediction.labels.shape for prediction in stream] == [(360, 480)]
+
+
+def test_pickle_keeps_trust(tmp_path):
+    model = shallow()
+    model.pretrained_cfg = dict(architecture="bssnet_t", input_size=(3, 64, 64))
+    export_model(model, tmp_path / "mine.torchscript", "torchscript", (64, 64))
+    predictor = Predictor(tmp_path / "mine.torchscript", trust=True)
+    assert repr(pickle.loads(pickle.dumps(predictor))) == repr(predictor)
 
 
 def test_pickle_and_equality(predictors, tmp_path, tiny):

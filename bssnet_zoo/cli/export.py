@@ -30,7 +30,7 @@ def add_parser(verbs: Verbs) -> None:
     parser.add_argument("--raw", action="store_true", help="end at the model's own stride, 1/8 of the image (B: 1/4)")
     parser.add_argument("--calibration", metavar="DIR", help="for int8: images like those that the model will see")
     parser.add_argument("--data", metavar="KIND:DIR", help="print mIoU before and after on this data set (camvid:DIR, "
-                        "cityscapes:DIR, nightcity:DIR, folder:DIR); names the classes of a --checkpoint")
+                        "cityscapes:DIR, nightcity:DIR, folder:DIR); names the classes of a nameless --checkpoint")
     parser.set_defaults(run=run)
 
 

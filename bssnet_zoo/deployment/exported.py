@@ -119,6 +119,7 @@ OPENERS = {
     ".torchscript": ("torchscript", open_torchscript),
     ".pt2": ("exported-program", open_program),
 }
+ANY_SIZE_FROM = {"exported-program": 513}  # height and width, of a file for any size; of others 64
 RUN_CODE = (".torchscript", ".pt2")  # torch makes Python objects and calls operators that write files, if they say so
 
 
@@ -153,6 +154,7 @@ class ExportedModel(nn.Module):
         mean: Of the normalisation.
         std: Of the normalisation.
         size: Height and width that it takes, None for any.
+        min_size: Height and width that it takes at least.
         trained_size: Height and width that its weights were made for, None if it doesn't say.
 
     Raises:
@@ -209,6 +211,7 @@ class ExportedModel(nn.Module):
         self.mean: list[float] = facts["mean"]
         self.std: list[float] = facts["std"]
         self.size: list[int] | None = facts["size"]
+        self.min_size = 0 if self.size else ANY_SIZE_FROM.get(self.runtime, 64)
         self.trained_size: list[int] | None = json.loads(self.metadata.get("trained_size", "null"))
         self.labels: bool = facts["labels"]
         self.raw: bool = facts["raw"]

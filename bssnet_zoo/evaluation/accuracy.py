@@ -74,6 +74,18 @@ def _resize(scores: torch.Tensor, size: Sequence[int]) -> torch.Tensor:
     return F.interpolate(scores, size=size, mode="bilinear", align_corners=True)
 
 
+def _padded_logits(model: nn.Module, images: torch.Tensor) -> torch.Tensor:
+    """Logits at the size of images, which are padded, as a `Predictor` does it, where the model takes no smaller ones.
+    """
+    height, width = images.shape[-2:]
+    smallest = getattr(model, "min_size", MIN_SIZE)
+    padding = (0, max(0, smallest - width), 0, max(0, smallest - height))
+    if not any(padding):
+        return model(images)
+    images = F.pad(images, padding, mode="replicate")
+    return _resize(model(images), images.shape[-2:])[..., :height, :width]
+
+
 def _window_starts(size: int, window: int) -> list[int]:
     """Evenly spread starts of windows that cover ``size``, no more than two thirds of a window apart."""
     if size <= window:
@@ -97,7 +109,7 @@ def sliding_window_logits(model: nn.Module, images: torch.Tensor, window: Sequen
     for top in _window_starts(height, window[0]):
         for left in _window_starts(width, window[1]):
             # an exported file may end at the network's own stride
-            logits = _resize(model(images[..., top:top + window[0], left:left + window[1]]), window)
+            logits = _resize(_padded_logits(model, images[..., top:top + window[0], left:left + window[1]]), window)
             right, bottom = width - left - window[1], height - top - window[0]
             ones = torch.ones_like(logits[:, :1])
             total = total + F.pad(torch.cat([logits, ones], dim=1), (left, right, top, bottom))
@@ -215,7 +227,7 @@ def evaluate(
 
     def scores(images: torch.Tensor) -> torch.Tensor:
         if not sliding_window:
-            return model(images)
+            return _padded_logits(model, images)
         return sliding_window_logits(model, images, None if sliding_window is True else sliding_window)
 
     start = time.perf_counter()

@@ -117,7 +117,7 @@ class Predictor:
         sides = check_size(size)
         self.runner = create_runner(model, device, precision, backend, trust)
         self.size = self.runner.size if size is None else sides
-        self._made_of = None if isinstance(model, nn.Module) else (model, device, precision, backend, size)
+        self._made_of = None if isinstance(model, nn.Module) else (model, device, precision, backend, size, trust)
         if self.runner.fixed and self.size != self.runner.size:
             fixed = "x".join(map(str, self.runner.size or ()))
             raise ValueError(f"{model} takes images of {fixed} only: leave out the size, or export another file")

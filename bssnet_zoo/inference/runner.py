@@ -25,7 +25,6 @@ from ..models.classes import class_info, shown_size, trained_size
 
 __all__ = ["BACKENDS", "Runner", "create_runner", "evaluating"]
 
-ANY_SIZE_FROM = {"exported-program": 513}  # height and width, of a file for any size; of others 64
 LOCKS = WeakKeyDictionary[nn.Module, threading.Lock]()  # of models that run as they are
 BACKENDS = ("auto", "openvino", "deploy", "eager")
 
@@ -131,7 +130,7 @@ def _file_runner(
         size=exported.size or shown_size(exported.trained_size),
         fixed=exported.size is not None,
         one_by_one=exported.size is not None or exported.runtime == "exported-program",
-        min_size=0 if exported.size else ANY_SIZE_FROM.get(exported.runtime, 64),
+        min_size=exported.min_size,
     )
 
 
@@ -142,7 +141,10 @@ def _model_runner(
         backend: str,
 ) -> Runner:
     if getattr(model, "num_classes", None) == 0:
-        raise ValueError("the model has num_classes=0 and gives features, not logits: create it with 1 or more classes")
+        raise ValueError("the model has num_classes=0 and gives features, not logits: create it with 2 or more classes")
+    if getattr(model, "num_classes", None) == 1:
+        raise ValueError("the model has one class, of which an image would be full: give it two, the background and "
+                         "yours")
     if getattr(model, "in_chans", 3) != 3:
         raise ValueError(f"images are read as RGB, the model takes {model.in_chans} channels: normalise the images "
                          "yourself and call the model")

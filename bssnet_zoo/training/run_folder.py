@@ -105,20 +105,23 @@ def trained_model(name: str | None = None, checkpoint: str | None = None, data: 
     Args:
         name: Model or model.tag; None for that of the checkpoint's run, else bssnet_t.
         checkpoint: Weights instead of the pretrained ones.
-        data: ``KIND:DIR`` that it was trained on, for names and colours; None for what its run says.
+        data: ``KIND:DIR`` that it was trained on, for names and colours of a checkpoint without; None for what its run
+            says.
 
     Raises:
         ValueError: A checkpoint that does not fit, or of another number of classes than the data.
     """
     recipe = run_recipe(checkpoint)
     model = as_bssnet(open_model(name or (recipe.model if recipe else None), checkpoint))
-    if not model.pretrained_cfg.get("label_names"):
+    known = model.pretrained_cfg.get("label_names")
+    if not known:
         data = data or (recipe.data if recipe else None)
     if checkpoint and data:
         classes = dataset_classes(data)
         if len(classes.names) != model.num_classes:
             raise ValueError(f"{checkpoint} has {model.num_classes} classes, {data} has {len(classes.names)}")
-        model.pretrained_cfg.update(tag=None, **classes.config)
+        if not known:  # in the data they may stand in another order
+            model.pretrained_cfg.update(tag=None, **classes.config)
     return model
 
 
