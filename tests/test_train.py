@@ -660,8 +660,9 @@ class TestTeacherLabels:
 
     def test_refused(self, taught, tmp_path):
         (tmp_path / "empty").mkdir()
-        with pytest.raises(ValueError, match="has no label map .* for .*0.png it should have train/0.png"):
-            open_datasets(replace(taught, teacher_labels=str(tmp_path / "empty")))
+        for name in "empty", "nowhere":
+            with pytest.raises(ValueError, match="has no label map .* for .*0.png it should have train/0.png"):
+                open_datasets(replace(taught, teacher_labels=str(tmp_path / name)))
         Image.fromarray(np.full((32, 48), 7, np.uint8)).save(tmp_path / "teacher" / "train" / "3.png")
         with pytest.raises(ValueError, match=r"1 teacher's label maps that can't be used: .*3.png: label values 7"):
             train(taught, tmp_path / "run")

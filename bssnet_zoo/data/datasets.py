@@ -297,7 +297,7 @@ def add_teacher_labels(dataset: SegmentationDataset, folder: str | os.PathLike) 
         ValueError: There is no file for any of the images.
     """
     folder = Path(folder).expanduser()
-    found = _by_name(folder, visible_files(folder, (".png",)))
+    found = _by_name(folder, visible_files(folder, (".png",))) if folder.is_dir() else {}
     dataset.teacher_labels = [found.get(name) for name in dataset.names]
     if not any(dataset.teacher_labels):
         raise ValueError(f"{folder} has no label map of a teacher for any of the {len(dataset)} images: for "
