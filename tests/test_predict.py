@@ -510,3 +510,11 @@ def test_sample(tmp_path, capsys, monkeypatch):
         assert labels.size == bssnet_zoo.sample_image().size == (480, 360)
     assert main(["predict"]) == 2
     assert capsys.readouterr().err.count("say what to segment") == 1
+
+
+def test_max_pixels(tmp_path, monkeypatch, capsys):
+    """Pillow's guard can be moved on the command line."""
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 10)
+    arguments = ["predict", "--sample", "--backend", "deploy", "--size", "96", "--out", str(tmp_path)]
+    assert main(arguments) == 1 and "--max-pixels" in capsys.readouterr().out
+    assert main([*arguments, "--max-pixels", "0.2"]) == 0
