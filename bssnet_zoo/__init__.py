@@ -7,7 +7,7 @@ from .layers import LUAFM, PAPPM, UMF
 from .losses import BoundaryLoss, BSSNetLoss, OhemCrossEntropyLoss
 from .metrics import BoundaryF1, ConfusionMatrix
 from .models import BSSNet, BSSNetOutput, convert_checkpoint, create_model, list_models, load_checkpoint
-from .models.classes import class_info
+from .models.config import class_info
 from .version import __version__
 
 __all__ = [

@@ -4,7 +4,7 @@ from conftest import shallow
 
 import bssnet_zoo
 from bssnet_zoo.data import CAMVID
-from bssnet_zoo.models.classes import match_classes, named_classes
+from bssnet_zoo.models.config import match_classes, named_classes
 from bssnet_zoo.models.metadata import metadata_config
 
 

@@ -26,7 +26,7 @@ from bssnet_zoo.deployment import export
 from bssnet_zoo.deployment.export import FORMATS, export_model
 from bssnet_zoo.deployment.exported import OPENERS, ExportedModel, onnx_session
 from bssnet_zoo.deployment.graph import row_strips
-from bssnet_zoo.models.classes import class_info
+from bssnet_zoo.models.config import class_info
 from bssnet_zoo.models.metadata import class_metadata
 from bssnet_zoo.training.run_folder import trained_model
 from bssnet_zoo.training.state import save_weights

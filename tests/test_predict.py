@@ -25,7 +25,7 @@ from bssnet_zoo.cli import main
 from bssnet_zoo.data import CAMVID, ClassInfo
 from bssnet_zoo.data.images import image_files, image_size, load_image, read_image, read_values, resize_image
 from bssnet_zoo.files import visible_files
-from bssnet_zoo.inference.files import predict_files
+from bssnet_zoo.inference.predict_files import predict_files
 from bssnet_zoo.inference.results import ResultNames
 
 SKY, BUILDING, ROAD, CAR = (CAMVID.names.index(name) for name in ("sky", "building", "road", "car"))

@@ -16,8 +16,8 @@ from test_pretrained import STREET
 
 import bssnet_zoo
 from bssnet_zoo.cli import main
-from bssnet_zoo.inference.files import predict_files
 from bssnet_zoo.inference.polygons import coco_segmentation, polygon_area, regions
+from bssnet_zoo.inference.predict_files import predict_files
 
 PAGE = Path(__file__).parents[1] / "docs" / "predict.md"
 

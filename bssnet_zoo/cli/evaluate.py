@@ -15,7 +15,7 @@ from ..device import PRECISIONS, why_slow
 from ..distributed import end_process, init_process
 from ..evaluation.accuracy import evaluate
 from ..models import open_model
-from ..models.classes import shown_size, trained_size
+from ..models.config import shown_size, trained_size
 from ..models.weights import checkpoint_config
 from ..training.run_folder import run_recipe
 from .options import Verbs, height_and_width, image_size

@@ -4,7 +4,7 @@ import argparse
 from ..deployment.export import export_model
 from ..deployment.formats import FORMATS
 from ..device import PRECISIONS
-from ..evaluation.exported import exported_accuracy
+from ..evaluation.accuracy import exported_accuracy
 from ..training.run_folder import trained_model
 from .options import Verbs, height_and_width
 

@@ -14,8 +14,8 @@ from PIL import Image
 from ..deployment.exported import is_exported
 from ..device import PRECISIONS, keep_freed_memory, parse_device, why_slow
 from ..distributed import Process, end_process, init_process
-from ..inference.files import predict_files
 from ..inference.polygons import require_opencv
+from ..inference.predict_files import predict_files
 from ..inference.prediction import Prediction
 from ..inference.predictor import Predictor, check_smooth
 from ..inference.runner import BACKENDS

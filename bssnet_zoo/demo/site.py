@@ -17,7 +17,7 @@ from ..deployment.formats import FORMATS
 from ..deployment.int8 import calibration_files
 from ..files import atomic_path, sha256
 from ..models import BSSNet
-from ..models.classes import class_info, model_name, trained_size
+from ..models.config import class_info, model_name, trained_size
 from ..version import __version__
 from .runtime import copy_runtime, find_runtime, runtime_facts
 

@@ -16,7 +16,7 @@ from ..device import PRECISIONS
 from ..files import atomic_path
 from ..models import BSSNet
 from ..models.bssnet import MIN_SIZE
-from ..models.classes import class_info, model_name, trained_size
+from ..models.config import class_info, model_name, trained_size
 from ..models.weights import STREET
 from ..version import __version__
 from .exported import ExportedModel, require

@@ -1,8 +1,8 @@
 """Evaluation: a model and a data set in, mIoU, pixel accuracy and boundary F1 out.
 
-- `accuracy`: whole images, several scales, sliding windows. The metrics themselves are `bssnet_zoo.metrics`.
+- `accuracy`: whole images, several scales, sliding windows; what an export costs. The metrics themselves are
+  `bssnet_zoo.metrics`.
 - `predictions`: label maps as files, for a test server.
-- `exported`: what an export does to the accuracy.
 """
 from .accuracy import Evaluation, evaluate
 

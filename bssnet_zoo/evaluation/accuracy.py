@@ -14,17 +14,19 @@ from torch.utils.data import DataLoader, Subset
 from tqdm import tqdm
 
 from ..data.classes import ClassInfo
-from ..data.datasets import SegmentationDataset
+from ..data.datasets import SegmentationDataset, default_split, open_dataset
+from ..data.transforms import EvalTransform
+from ..deployment.exported import ExportedModel
 from ..device import PRECISIONS
 from ..distributed import Process, leave_signals_to_parent, loading
 from ..inference.resize import finite_logits
 from ..inference.runner import evaluating
 from ..metrics import BoundaryF1, ConfusionMatrix
-from ..models.bssnet import MIN_SIZE
-from ..models.classes import match_classes, named_classes
+from ..models.bssnet import MIN_SIZE, BSSNet
+from ..models.config import match_classes, named_classes, shown_size
 from .predictions import PredictionWriter
 
-__all__ = ["Evaluation", "evaluate", "multi_scale_probabilities", "sliding_window_logits"]
+__all__ = ["Evaluation", "evaluate", "exported_accuracy", "multi_scale_probabilities", "sliding_window_logits"]
 
 _logger = logging.getLogger(__name__)
 
@@ -261,3 +263,14 @@ def evaluate(
         num_images=len(dataset),
         images_per_second=len(dataset) / (time.perf_counter() - start),
     )
+
+
+def exported_accuracy(model: BSSNet, path: str | os.PathLike, data: str, workers: int = 2) -> str:
+    """mIoU of a model and of the file made from it, on a data set ``KIND:DIR``, at the file's size, or the one that the
+    weights were made for.
+    """
+    exported = ExportedModel(path, trust=True)
+    size = exported.size or shown_size(exported.trained_size)
+    dataset = open_dataset(data, default_split(data), EvalTransform(size, tuple(exported.mean), tuple(exported.std)))
+    before, after = (100 * evaluate(m, dataset, workers=workers, progress=True).miou for m in (model, exported))
+    return f"mIoU before {before:.3f}, after {after:.3f} ({after - before:+.3f}), {len(dataset)} images of {data}"

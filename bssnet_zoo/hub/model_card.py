@@ -12,7 +12,7 @@ from ..files import sha256
 from ..models import BSSNet, create_model
 from ..models.bssnet import as_bssnet
 from ..models.checkpoints import TRAINING_HEADS
-from ..models.classes import class_info
+from ..models.config import class_info
 from ..models.summary import count_multiply_adds, count_parameters
 from ..models.weights import ASSETS, WEIGHTS
 

@@ -13,7 +13,7 @@ from torch import nn
 from torchvision.transforms.v2 import functional as TF
 
 from ..data.images import ImageLike, read_image, resize_image
-from ..models.classes import unnamed_classes
+from ..models.config import unnamed_classes
 from ..models.weights import STREET
 from .overlap import ahead, newest
 from .prediction import Prediction

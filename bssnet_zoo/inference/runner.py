@@ -21,7 +21,7 @@ from ..deployment.rewrites import deploy, is_deployed
 from ..device import PRECISIONS, has_bfloat16, parse_device
 from ..models import BSSNet, open_model
 from ..models.bssnet import MIN_SIZE
-from ..models.classes import class_info, shown_size, trained_size
+from ..models.config import class_info, shown_size, trained_size
 
 __all__ = ["BACKENDS", "Runner", "create_runner", "evaluating"]
 

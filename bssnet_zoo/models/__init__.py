@@ -5,7 +5,7 @@
 - `weights`: where pretrained weights come from.
 - `checkpoints`: files of any known naming; `widen` makes a B of a T.
 - `metadata`: what a checkpoint says of itself.
-- `classes`: names and colours of a model's classes. `summary`: parameters and multiply-adds.
+- `config`: what a model says of itself, its classes and image size. `summary`: parameters and multiply-adds.
 """
 from .bssnet import BSSNet, BSSNetOutput, bssnet_b, bssnet_t
 from .checkpoints import convert_checkpoint, load_checkpoint, read_checkpoint

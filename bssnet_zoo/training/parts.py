@@ -21,7 +21,7 @@ from ..losses.bssnet_loss import BSSNetLoss, OhemCrossEntropyLoss
 from ..models import BSSNet, create_model, list_models
 from ..models.bssnet import as_bssnet
 from ..models.checkpoints import CLASSIFIERS
-from ..models.classes import match_classes, named_classes
+from ..models.config import match_classes, named_classes
 from ..models.widen import widen_
 from .feature_distillation import FeatureStudent
 from .recipes import Recipe
