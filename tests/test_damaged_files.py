@@ -235,8 +235,11 @@ def test_sudden_end(number, tmp_path):
         time.sleep(draw.uniform(0, 3))
     finally:
         os.kill(process.pid, number)
-        status = process.wait(timeout=60)
-        process.stdout.close()  # not before: a broken pipe would end the command in its own way
+        try:
+            status = process.wait(timeout=60)
+        finally:
+            process.kill()
+            process.stdout.close()  # not before: a broken pipe would end the command in its own way
     assert status == {signal.SIGKILL: -9, signal.SIGTERM: 128 + signal.SIGTERM}[number]
     check_whole(tmp_path / "out")
     if number == signal.SIGTERM:
