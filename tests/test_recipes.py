@@ -333,7 +333,8 @@ class TestTable:
 
     def test_default(self, root):
         assert default_recipe("folder:x") == default_recipe(f"{root}/data") == "finetune"
-        assert default_recipe("") == default_recipe("camvid:x") == "camvid_360x480"
+        assert default_recipe("camvid:x") == default_recipe(Recipe.data) == "camvid_360x480"
+        assert (default_recipe("cityscapes:x"), default_recipe("nightcity:x")) == ("cityscapes", "nightcity_t")
 
     def test_summary(self):
         assert RECIPES["camvid"].summary() == "recipe camvid"

@@ -31,7 +31,7 @@ def run(args: argparse.Namespace) -> int:
     """``bssnet-zoo train``. Returns the exit status."""
     if args.resume and (args.recipe or args.output):
         raise ValueError("--resume takes recipe and folder from the run: leave out --recipe and --output")
-    name = args.recipe or default_recipe(getattr(args, "data", ""))
+    name = args.recipe or default_recipe(getattr(args, "data", Recipe.data))
     recipe = recipe_from_arguments(args, saved_recipe(Path(args.resume)) if args.resume else load_recipe(name))
     output = args.resume or args.output or Path("runs") / re.sub("[:/]", "-", f"{Path(name).stem}-{recipe.model}")
     try:
@@ -43,9 +43,12 @@ def run(args: argparse.Namespace) -> int:
     return 0
 
 
+DEFAULT_RECIPES = {"camvid": "camvid_360x480", "cityscapes": "cityscapes", "nightcity": "nightcity_t"}
+
+
 def default_recipe(data: str) -> str:
     """The recipe for a data set ``KIND:DIR`` or ``DIR`` unless told otherwise."""
-    return "finetune" if with_kind(data).startswith("folder:") else "camvid_360x480"
+    return DEFAULT_RECIPES.get(with_kind(data).partition(":")[0], "finetune")
 
 
 def _argument(hint: Any) -> dict[str, Any]:
@@ -77,7 +80,7 @@ def add_recipe_arguments(parser: argparse.ArgumentParser) -> None:
     """
     parser.add_argument("--recipe", default=None, metavar="NAME",
                         help=f"{', '.join(RECIPES)}, or a recipe.yaml (default: finetune for "
-                             "folder:DIR, camvid_360x480 for others)")
+                             "folder:DIR, camvid_360x480, cityscapes or nightcity_t for the others)")
     group = parser.add_argument_group("fields of the recipe")
     hints = get_type_hints(Recipe)
     for f in fields(Recipe):
