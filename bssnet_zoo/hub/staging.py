@@ -17,7 +17,7 @@ from timm.models import get_pretrained_cfg, is_model_pretrained, split_model_nam
 from timm.models._hub import save_config_for_hf
 
 from ..data.classes import CAMVID, ClassInfo
-from ..data.datasets import dataset_classes
+from ..data.datasets import dataset_classes, split_spec
 from ..data.images import ImageLike
 from ..files import atomic_path, parse_yaml, sha256
 from ..inference.predictor import predict
@@ -79,8 +79,8 @@ def _own_weights(checkpoint: Checkpoint, data: str | None, license: str | None) 
 
 
 def _own_provenance(metadata: Mapping[str, str], recipe: Recipe | None, data: str, license: str) -> Provenance:
-    kind, _, root = data.partition(":")
-    dataset = DATASET_NAMES.get(kind) or " ".join(Path(root).expanduser().resolve().name.split())
+    kind, root = split_spec(data)
+    dataset = DATASET_NAMES.get(kind or "") or " ".join(root.resolve().name.split())
     start = f"{recipe.model}.{recipe.init}" if recipe else ""
     started = ""
     if is_model_pretrained(start):
